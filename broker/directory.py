@@ -103,9 +103,10 @@ def choose_loop(tables: Tables, address: Address, rights: Rights, now: float) ->
             slots=slots,
         )
 
-    def load(peer: Peer) -> tuple[bool, int, int]:
+    def load(peer: Peer) -> tuple[bool, bool, int, int]:
+        may_refuse = peer.stuck[name] > peer.offers[name].capacity
         is_busy = peer.in_step(now) or peer.may_be_closing
-        return is_busy, tables.load_of(peer), len(peer.sessions)
+        return may_refuse, is_busy, tables.load_of(peer), len(peer.sessions)
 
     return min(able, key=load)
 

@@ -74,8 +74,10 @@ class SessionMessages:
         if header.kind is Kind.CLOSED or not session.is_open or lost:
             self._sessions.drop(session, Loss.AGENT_FORGOT if lost else None)
             if header.kind is Kind.ERROR and not session.is_open:
-                why = error_text(data)[:MAX_WHY]
-                self._journal.note("session refused", **session.facts, why=why)
+                # As if the broker had refused it: learners that wait ask again and again.
+                if not begins_with(data, Code.NO_FREE_SLOT):
+                    why = error_text(data)[:MAX_WHY]
+                    self._journal.note("session refused", **session.facts, why=why)
             elif session.is_open:
                 facts = {**session.facts, "relayed": session.frames}
                 if lost:

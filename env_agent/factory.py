@@ -409,7 +409,8 @@ def resolve_wrapper(text: str) -> Wrapper:
 
     Raises ConfigurationError.
     """
-    name, brace, rest = text.strip().partition("{")
+    name, brace, rest = text.partition("{")
+    name = name.strip()
     try:
         kwargs = json.loads(brace + rest) if brace else {}
     except (ValueError, RecursionError) as error:

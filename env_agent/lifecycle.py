@@ -51,6 +51,7 @@ class Lifecycle:
         self._log = structlog.get_logger()
         self._opening: dict[int, str] = {}  # sid → address
         self._given_up: set[int] = set()  # those of them that have ended meanwhile
+        self._refusing: set[str] = set()  # addresses without room for a session, as the log says
 
     @property
     def idle(self) -> bool:
@@ -64,16 +65,21 @@ class Lifecycle:
 
     def open(self, me: Executor, header: Header, request: Open) -> None:
         """Open a session; its first request follows the reply."""
-        sid, slots = header.sid, self._host.slots
-        if sid in self._opening:
-            return  # a repetition, whose reply will come
-        slot = slots.get(sid)
-        if slot is None and (refusal := self._host.refusal(request.address)):
-            self._log_refused(sid, request, refusal.text)
+        sid = header.sid
+        if sid in self._opening or sid in self._host.ending:
+            return  # a repetition, whose reply will come, or came before the session ended
+        # At once: after a long request, the session may have ended.
+        if again := self._host.repeat_opened(sid, header.seq):
+            self.transports.link.send(again)
+            return
+        if refusal := self._host.refusal(request.address):
+            if request.address not in self._refusing:  # learners that wait ask again and again
+                self._refusing.add(request.address)
+                self._log_refused(sid, request, refusal.text[:MAX_REASON])
             self.transports.link.send(PLAIN.encode(refusal, sid, header.seq))
             return
-        alone = self.idle if slot is None else len(slots) == 1
-        executor = self._crew.assign(me) if slot is None else slot.executor
+        self._refusing.discard(request.address)
+        alone, executor = self.idle, self._crew.assign(me)
         if executor is None:
             self.transports.link.send(PLAIN.encode(failure_reports.no_thread(), sid, header.seq))
             return
@@ -122,7 +128,7 @@ class Lifecycle:
                 self.transports.direct.detach(sid)
             self._log_refused(sid, request, _error_text(frame))
             self._crew.release(executor)
-        elif sid not in self._host.slots:
+        else:
             slot.executor, slot.opened_at = executor, self._clock()
             self._host.add(slot)
             self._log.info("session opened", **slot.facts, num_envs=request.num_envs or 1)

@@ -140,11 +140,18 @@ class SessionHost:
         self._warned: Warned = {} if warned is None else warned
 
     def open(self, sid: int, seq: int, request: Open, direct: dict[str, Any] | None) -> Frame:
-        """Open a session in this thread, as `make` and `add` do, and return the reply to OPEN."""
+        """Open a session in this thread, and return the reply to OPEN, also to a repeated one."""
+        if again := self.repeat_opened(sid, seq):
+            return again
         slot, frame = self.make(sid, seq, request, direct)
-        if slot is not None and sid not in self.slots:
+        if slot is not None:
             self.add(slot)
         return frame
+
+    def repeat_opened(self, sid: int, seq: int) -> Frame | None:
+        """Return the reply to a repeated OPEN; None if the session is not open."""
+        slot = self.slots.get(sid)
+        return None if slot is None else slot.codec.encode(slot.opened, sid, seq)
 
     def make(
         self,
@@ -157,8 +164,6 @@ class SessionHost:
     ) -> tuple[Slot | None, Frame]:
         """Make the environment of a session, in the thread that will use it.
 
-        A repeated request gets the same reply.
-
         Args:
             sid: the session's id, chosen by the broker.
             seq: the request number of OPEN.
@@ -169,9 +174,6 @@ class SessionHost:
         Returns:
             The slot and OPENED; or None and an ERROR that says why the session is not open.
         """
-        slot = self.slots.get(sid)
-        if slot is not None:
-            return slot, slot.codec.encode(slot.opened, sid, seq)
         service = self.environments.service(request.address)
         if service is None:
             error = Error(Code.ADDRESS_UNKNOWN, f"This agent does not offer {request.address!r}.")

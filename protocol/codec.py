@@ -144,7 +144,9 @@ _KIND_OF = {int(kind): kind for kind in Kind}
 
 
 class Codec:
-    """Encodes and decodes messages. Use it from one thread.
+    """Encodes and decodes messages.
+
+    Use it from one thread, but for messages without values of the session's spaces.
 
     Args:
         observation: the codec of a session's observation space, for the compact form.

@@ -16,7 +16,7 @@ from typing import Any, Self
 import gymnasium
 import numpy as np
 from gymnasium import Space
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Dict, Tuple
 
 from gymwire.env_agent.agent import Agent
 from gymwire.env_agent.environments import Service
@@ -380,17 +380,31 @@ class SimulationEnv(gymnasium.Env[Any, Any]):
 def _checked(action: Any, space: Space[Any]) -> Any:
     """Return an action in the form that the space contains. Raises UsageError if there is none.
 
-    For a Box, it may be a list or have another precision, such as float64.
+    For a Box, also in a Dict or Tuple, it may be a list or have another precision, such as float64.
     """
-    if isinstance(space, Box) and getattr(action, "dtype", None) != space.dtype:
-        with contextlib.suppress(ValueError, TypeError):  # nested lists of different lengths
-            array = np.asarray(action)
-            if np.can_cast(array.dtype, space.dtype, "same_kind"):
-                with np.errstate(over="ignore"):
-                    action = array.astype(space.dtype)
-    if (isinstance(space, Box) and type(action) is not np.ndarray) or not space.contains(action):
-        raise UsageError(f"The action {action!r:.100} is not in the action space {space!r:.200}.")
-    return action
+    with contextlib.suppress(TypeError, ValueError):  # for nested lists of different lengths
+        converted = _converted(action, space)
+        if space.contains(converted):
+            return converted
+    raise UsageError(f"The action {action!r:.100} is not in the action space {space!r:.200}.")
+
+
+def _converted(action: Any, space: Space[Any]) -> Any:
+    """Return an action with the dtype of each Box. Raises TypeError or ValueError."""
+    if isinstance(space, Dict) and isinstance(action, dict) and action.keys() == {*space.spaces}:
+        return {key: _converted(part, space.spaces[key]) for key, part in action.items()}
+    if isinstance(space, Tuple) and isinstance(action, tuple | list):
+        return tuple(_converted(*pair) for pair in zip(action, space.spaces, strict=True))
+    if not isinstance(space, Box):
+        return action
+    array, is_exact = np.asarray(action), space.dtype.kind in "iu"
+    if array.dtype.kind not in ("biu" if is_exact else "biuf"):
+        raise TypeError(array.dtype)
+    with np.errstate(over="ignore"):
+        converted = array.astype(space.dtype, copy=False)
+    if is_exact and not np.array_equal(converted, array):
+        raise ValueError("out of range")
+    return converted
 
 
 def _limit(name: str, seconds: float | None) -> float | None:

@@ -82,7 +82,7 @@ def _close_at_exit() -> None:
             connection.use.ended = True
         if not wait_while(lambda: is_elsewhere(is_ours)):
             busy = set(threads_in(is_ours))
-            connections = [one for one in connections if one.use.thread not in busy]
+            connections = [one for one in connections if one.use.thread() not in busy]
     for connection in connections:
         connection.use.ended = None
         connection.close(goodbye=not connection.keeps_sessions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 
@@ -15,7 +16,8 @@ class ConnectionUse:
     Attributes:
         thread_id: the number of the thread that uses the connection. After the end of a thread,
             another one may get its number.
-        thread: the thread.
+        thread: returns the thread, or None if it was dropped. A reference to it could be part of a
+            circle: a thread may hold the last reference to a proxy.
         caller: what the call that is under way belongs to, if that is known.
         ended: whose waits must end: a caller, or True for all; None: nobody's.
         left: what the thread has to do for sessions whose proxies do not use the connection
@@ -30,7 +32,8 @@ class ConnectionUse:
 
     def begin(self) -> None:
         """Let the connection belong to the thread that calls this."""
-        self.thread_id, self.thread = threading.get_ident(), threading.current_thread()
+        self.thread_id = threading.get_ident()
+        self.thread = weakref.ref(threading.current_thread())
 
     def check(self) -> None:
         """Do what is left to do. Raises EnvironmentClosed if the caller's wait must end."""

@@ -14,7 +14,7 @@ import contextlib
 import random
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from gymwire.learner_agent.client.failures import cut
 from gymwire.learner_agent.client.patience import Contact, Patience
@@ -41,6 +41,8 @@ from gymwire.protocol.messages import (
     Resumed,
 )
 from gymwire.protocol.step_codec import Step, StepCodec
+
+E = TypeVar("E", bound=BaseException)
 
 RESEND_S = 1.0  # the first silence after which a request is sent again; doubles each time
 RESEND_MAX_S = 15.0
@@ -308,9 +310,13 @@ class Exchange:
         """Record that the caller has the reply to the last request."""
         self.returned = self.request.seq
 
-    def set_failure(self, failure: BaseException) -> None:
-        """Record the exception that the last reply stands for, before it is raised."""
+    def set_failure(self, failure: E) -> E:
+        """Record the exception that the last reply stands for, and return it to be raised.
+
+        The caller must not keep it: with its traceback, it would keep the proxy alive.
+        """
         self._failure = weakref.ref(failure)
+        return failure
 
     def is_failure(self, error: BaseException) -> bool:
         """Return whether the last reply stands for this exception."""

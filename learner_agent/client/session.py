@@ -368,13 +368,10 @@ class RemoteSession:
         try:
             value = read(*reply)
         except DecodingError as error:  # the reply stays unreadable
-            unreadable = malformed(error, f"The env agent of {exchange.where}", reply[0])
-            exchange.set_failure(unreadable)
-            raise unreadable from None
+            who = f"The env agent of {exchange.where}"
+            raise exchange.set_failure(malformed(error, who, reply[0])) from None
         if isinstance(value, Error):
-            failure = error_for(value)
-            exchange.set_failure(failure)
-            raise failure
+            raise exchange.set_failure(error_for(value))
         return value
 
     def _read(self, header: Header, data: Frame | memoryview) -> Message:

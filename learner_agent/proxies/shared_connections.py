@@ -76,6 +76,7 @@ def share(options: ProxyOptions, *, alone: bool = False) -> Share:
     if found is not None:
         try:
             if _is_usable(found.connection):
+                found.connection.use.begin()  # a former thread may have had the same number
                 return found
         except BaseException:
             found.end()

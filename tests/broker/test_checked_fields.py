@@ -97,6 +97,17 @@ def test_a_wrong_field_of_opened_ends_the_session_for_both(
     assert f"OPENED.{field}" in str(note["why"])
 
 
+@pytest.mark.parametrize(("code", "count"), [(Code.OPEN_FAILED, 2), (Code.NO_FREE_SLOT, 0)])
+def test_a_refusal_that_learners_wait_out_is_not_logged(
+    broker: Broker, code: str, count: int
+) -> None:
+    env, learner = broker.env(ENV), broker.learner()
+    for seq in (1, 2):
+        [forwarded] = broker.say(learner, Open("cartpole", NONCE), seq=seq)
+        only(broker.say(env, Error(code, "why"), forwarded.header.sid, seq), Error)
+    assert len(notes(broker.core, "session refused")) == count
+
+
 def test_an_opened_with_the_content_of_an_earlier_one_is_not_checked_again(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

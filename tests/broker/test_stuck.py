@@ -74,6 +74,22 @@ def test_a_process_without_stuck_sessions_is_preferred(broker: Broker) -> None:
     assert {*broker.core._tables._load.values()} == {1}
 
 
+def test_a_loop_with_more_stuck_sessions_than_slots_is_the_last_choice(broker: Broker) -> None:
+    broker.env(agent=AGENT, capacity=1)
+    broker.hello(PROGRESS, Role.PROGRESS, agent=AGENT)
+    for number in range(2):
+        sid = broker.open(learner := broker.learner(), nonce=b"s" * 15 + bytes([number]))
+        only(broker.say(learner, Bye("")), Gone)
+        broker.say(b"\x01env", Ping())
+        broker.say(PROGRESS, Progress(60.0), sid, 1)
+    broker.env(FREE, agent=b"b" * 16)
+    other = broker.learner(b"\x01other")
+    for number in range(4):  # although its process has more sessions in the end
+        last = broker.open(other, nonce=b"m" * 15 + bytes([number]))
+        broker.say(FREE, Progress(60.0), last, 1)
+        assert len(broker.core._tables.peers[FREE].sessions) == number + 1
+
+
 FREE = b"\x01free"
 
 

@@ -7,11 +7,12 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import structlog.testing
 
 from gymwire.env_agent.crew import Executor, Job
 from gymwire.env_agent.environments import Service
 from gymwire.env_agent.factory import Factory
-from gymwire.env_agent.lifecycle import Lifecycle
+from gymwire.env_agent.lifecycle import MAX_REASON, Lifecycle
 from gymwire.env_agent.sessions import SessionHost
 from gymwire.env_agent.unfinished import MIN_UNFINISHED, Unfinished
 from gymwire.protocol.codec import PLAIN, read_header
@@ -51,8 +52,8 @@ class Loop:
         factory = Factory("CartPole-v1")
         services = [Service(name, factory, max_sessions=slots) for name in ("it", "other")]
         self.crew = cast(Any, HeldCrew())
-        host = SessionHost(services, unfinished=unfinished)
-        self._lifecycle = Lifecycle(host, self.crew, lambda error: None, time.monotonic)
+        self.host = SessionHost(services, unfinished=unfinished)
+        self._lifecycle = Lifecycle(self.host, self.crew, lambda error: None, time.monotonic)
         self.sent: list[Any] = []
         link = SimpleNamespace(send=self.sent.append)
         self._lifecycle.transports = SimpleNamespace(link=link, direct=None)  # type: ignore[assignment]
@@ -61,10 +62,12 @@ class Loop:
     def begin(self, address: str = "it") -> int:
         """Begin to open a session, and return its sid."""
         self._sid += 1
-        request = Open(address, b"n" * 16)
-        header = read_header(PLAIN.encode(request, self._sid, 1))
-        self._lifecycle.open(ME, header, request)
+        self.send_open(self._sid, address)
         return self._sid
+
+    def send_open(self, sid: int, address: str = "it") -> None:
+        request = Open(address, b"n" * 16)
+        self._lifecycle.open(ME, read_header(PLAIN.encode(request, sid, 1)), request)
 
     def abandon(self, sid: int) -> None:
         self._lifecycle.abandon(ME, sid, "the learner has left")
@@ -94,9 +97,16 @@ def test_no_session_opens_while_too_many_ended_ones_are_busy(slots: int) -> None
     loop, most = Loop(slots), max(slots, MIN_UNFINISHED)
     for _ in range(most + 1):
         loop.leave_stuck()
-    assert f"{most + 1} environments of ended sessions at 'it' are still busy" in loop.refusal()
-    assert loop.refusal("other") == ""
-    loop.crew.run()  # one of them closes
+    for number in (1, 2):
+        with structlog.testing.capture_logs() as logs:
+            for _ in range(3):  # a learner may wait
+                why = loop.refusal()
+        assert f"{most + 1} environments of ended sessions at 'it' are still busy" in why
+        assert [entry["why"] for entry in logs] == [why[:MAX_REASON]]
+        assert loop.refusal("other") == ""
+        loop.crew.run()  # one of them closes
+        if number == 1:
+            loop.leave_stuck()
     assert loop.refusal() == ""
 
 
@@ -104,7 +114,7 @@ def test_environments_that_nobody_waits_for_count_while_they_are_made() -> None:
     loop = Loop(1)
     for _ in range(MIN_UNFINISHED + 1):
         sid = loop.begin()
-        for _ in range(3):
+        for _ in range(2):
             loop.abandon(sid)
     assert f"{MIN_UNFINISHED + 1} environments" in loop.refusal()
     loop.crew.run()  # one of them is made, and must be closed
@@ -129,3 +139,16 @@ def test_sessions_that_close_are_forgotten() -> None:
         loop.crew.run()
     assert unfinished.excess("it", -1) == 0
     assert not unfinished._counts
+
+
+def test_a_repeated_open_does_not_open_an_ended_session_again() -> None:
+    loop = Loop(1)
+    sid = loop.begin()
+    loop.crew.run()
+    loop.send_open(sid)  # during a long request, behind which a job would wait
+    loop.abandon(sid)
+    loop.send_open(sid)
+    assert loop.sent == [loop.sent[0]] * 2
+    while loop.crew.jobs:
+        loop.crew.run()
+    assert not loop.host.slots

@@ -15,6 +15,7 @@ from gymwire.env_agent.bad_frames import WARN_EVERY_S
 from gymwire.env_agent.environments import Service
 from gymwire.env_agent.factory import Factory
 from gymwire.env_agent.loop import ServingLoop
+from gymwire.env_agent.session import _EXECUTING
 from gymwire.env_agent.sessions import SessionHost
 from gymwire.env_agent.transports import Transports
 from gymwire.learner_agent.client.observing import watch_session
@@ -32,6 +33,7 @@ from gymwire.protocol.messages import (
     Render,
     Reset,
 )
+from gymwire.protocol.security.signing import SignedCodec, Signer
 from gymwire.protocol.transport.broker_link import BrokerLink
 from tests.hostile_values import ext
 from tests.wire import Network
@@ -313,6 +315,22 @@ def test_steps_in_a_row_are_counted_until_another_session_sends_a_request() -> N
             session.request(Act(1))
             counted.append(loop.host.slots[session.sid].steps_alone)
         assert counted == [1, 2, 3, 1, 1]
+
+
+def test_a_close_without_the_tag_of_a_signed_session_ends_no_abandoned_step() -> None:
+    with Network() as network:
+        loop = network.env_agent(SERVICE)
+        sid = network.connection().open("failing").sid
+        wire = next(one for one in network.connections() if one.loop is loop)
+        slot = loop.host.slots[sid]
+        mine, theirs = b"m" * 32, b"t" * 32
+        slot.codec = SignedCodec(Signer(mine, theirs))
+        slot.session.reply = _EXECUTING
+        for seq in (2, 3):
+            wire.arrived(bytes(PLAIN.encode(Close(), sid, seq)))
+            assert loop.host.slots == {sid: slot}
+        wire.arrived(bytes(SignedCodec(Signer(theirs, mine)).encode(Close(), sid, 2)))
+        assert not loop.host.slots
 
 
 def execute(network: Network, loop: ServingLoop, frame: bytes) -> Message:

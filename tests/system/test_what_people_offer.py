@@ -161,7 +161,7 @@ def test_a_wrapper_that_cannot_be_used_is_named(text: str, fault: str) -> None:
 
 
 def test_a_wrapper_with_an_unknown_keyword_is_named() -> None:
-    wrapper = resolve_wrapper('gymnasium.wrappers:FrameStackObservation{"size":4}')
+    wrapper = resolve_wrapper(' gymnasium.wrappers:FrameStackObservation {"size":4}')
     with pytest.raises(ConfigurationError, match=r"FrameStackObservation does not .* 'size'"):
         wrap(Walk(), [wrapper])
 

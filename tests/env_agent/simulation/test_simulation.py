@@ -6,13 +6,15 @@ import contextlib
 import itertools
 import threading
 import uuid
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Discrete
+from gymnasium import Space
+from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete, Tuple
 
 from gymwire import ProxyEnv, ProxyVectorEnv, Simulation
 from gymwire.cli.check import Verdict, judge
@@ -286,6 +288,40 @@ def test_numbers_of_another_precision_become_those_of_the_box(action: Any, is_va
     else:
         with pytest.raises(UsageError, match="is not in the action space Box"):
             _checked(action, space)
+
+
+@pytest.mark.parametrize(
+    ("action", "space"),
+    [
+        (np.float32(0.5), Box(-1.0, 1.0, (), np.float32)),
+        ([1, 2], Box(0, 255, (2,), np.uint8)),
+        ({"gas": np.ones(1), "gear": 1}, Dict(gas=Box(0.0, 1.0), gear=Discrete(3))),
+        ([1, [0.5]], Tuple([Discrete(3), Box(0.0, 1.0)])),
+    ],
+    ids=repr,
+)
+def test_numbers_become_those_of_each_box_of_a_space(action: Any, space: Space[Any]) -> None:
+    with warnings.catch_warnings(action="error"):
+        assert space.contains(_checked(action, space))
+
+
+@pytest.mark.parametrize(
+    ("action", "space"),
+    [
+        (np.array([2**32 + 1]), Box(0, 9, (1,), np.int32)),  # its last 32 bits are 1
+        ([1, 256], Box(0, 255, (2,), np.uint8)),
+        ({"gas": np.ones(1)}, Dict(gas=Box(0.0, 1.0), gear=Discrete(3))),
+        ((1, ["1"]), Tuple([Discrete(3), Box(0.0, 1.0)])),
+        (np.array(1), Tuple([Discrete(3), Box(0.0, 1.0)])),
+        ([1, [1]], MultiDiscrete([3, 3])),
+    ],
+    ids=repr,
+)
+def test_what_a_space_cannot_contain_is_a_mistake_of_the_learner(
+    action: Any, space: Space[Any]
+) -> None:
+    with pytest.raises(UsageError, match="is not in the action space"):
+        _checked(action, space)
 
 
 def test_an_exception_without_a_text_is_named(broker_url: str) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -126,6 +127,54 @@ def test_proxies_of_one_thread_share_a_connection_and_equal_local_ones(
         assert not connection.closed
         assert_same(remote[1].step(1), local[1].step(1))
     assert connection.closed
+
+
+def test_a_thread_that_holds_a_proxy_frees_its_slot_when_it_is_dropped(broker: str) -> None:
+    class Actor(threading.Thread):
+        def run(self) -> None:
+            self.env = ProxyEnv("moody", broker)
+
+    actor = Actor()
+    actor.start()
+    actor.join(PATIENCE_S)
+    connection = connection_of(actor.env)
+    del actor
+    assert connection.closed
+
+
+def test_a_proxy_whose_step_has_failed_frees_its_slot_when_it_is_dropped(broker: str) -> None:
+    env = ProxyEnv("gated", broker, wait_s=5.0)
+    connection = connection_of(env)
+    env.reset()
+    with contextlib.suppress(EnvironmentFailed):
+        env.step(FAIL)
+    del env
+    assert connection.closed
+
+
+def test_a_proxy_that_is_dropped_while_all_calls_must_end_raises_nothing(
+    broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ProxyEnv("moody", broker) as kept:
+        dropped, raised = ProxyEnv("moody", broker), list[Any]()
+        use = connection_of(kept).use
+        monkeypatch.setattr(sys, "unraisablehook", raised.append)
+        use.ended = True  # as at exit
+        del dropped
+        use.ended = None
+        assert len(use.left) == 1
+        kept.reset()
+        assert not use.left
+    assert raised == []
+
+
+def test_a_shared_connection_belongs_to_the_thread_that_uses_it_last(broker: str) -> None:
+    with ProxyEnv("moody", broker) as first:
+        use = connection_of(first).use
+        use.thread = weakref.ref(threading.Thread())  # one that has ended, with the same number
+        with ProxyEnv("moody", broker) as second:
+            assert connection_of(second).use is use
+        assert use.thread() is threading.current_thread()
 
 
 @PATHS

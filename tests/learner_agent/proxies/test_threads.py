@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import numpy as np
 import pytest
 
 from gymwire import ProxyEnv, ProxyVectorEnv
+from gymwire.learner_agent.client import connection, threads
+from gymwire.learner_agent.client.connection_use import ConnectionUse
 from gymwire.protocol.errors import EnvironmentClosed, MoveError
 from gymwire.protocol.transport.broker_link import BrokerLink
 from tests import prefork
@@ -200,3 +204,38 @@ def test_a_normal_exit_closes_the_sessions_of_every_thread(
     assert prefork.run(command, env=os.environ, timeout=PATIENCE_S).returncode == 0
     gate.touch()
     make(broker, 3, env_kwargs={"gate": str(gate)}).close()  # all slots are free again
+
+
+def test_a_thread_that_stays_in_a_call_keeps_its_connection_at_exit(
+    pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Connection:
+        keeps_sessions = False
+
+        def __init__(self) -> None:
+            self.use = ConnectionUse()
+
+        def close(self, *, goodbye: bool) -> None:
+            closed.append(self)
+
+    def stay() -> None:
+        theirs = Connection()
+
+        def is_used() -> bool:
+            made.put(theirs)
+            return not leaves.wait(PATIENCE_S)
+
+        threads.wait_while(is_used)
+
+    made: Queue[Connection] = Queue()
+    closed: list[Connection] = []
+    leaves = threading.Event()
+    staying = pool.submit(stay)
+    theirs, mine = made.get(timeout=PATIENCE_S), Connection()
+    monkeypatch.setattr(threads, "LEAVE_S", 0.0)
+    monkeypatch.setattr(connection, "_OPEN", [theirs, mine])
+    connection._close_at_exit()
+    leaves.set()
+    staying.result(PATIENCE_S)
+    assert closed == [mine]
+    assert theirs.use.ended
