@@ -377,15 +377,19 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             BatchSizeError: the list does not have one value for each environment.
             AttributeDenied: the env agent does not expose the attribute.
         """
+        parts = self._group.slices
         if not isinstance(values, (list, tuple)):
+            if name != "np_random":
+                # A vector that does not consist of single environments must not get a list.
+                self._ask(dict.fromkeys(range(len(parts)), Call("set", name, (values,))))
+                return
             values = [values] * self.num_envs
         if len(values) != self.num_envs:
             raise BatchSizeError(f"{len(values)} values for {self.num_envs} environments.")
         if name == "np_random":
             values = [generators.describe(value) for value in values]
             self._release_generators(range(self.num_envs))
-        parts = enumerate(self._group.slices)
-        self._ask({i: Call("set", name, (values[part],)) for i, part in parts})
+        self._ask({i: Call("set", name, (values[part],)) for i, part in enumerate(parts)})
 
     @keeps_replies
     @in_rounds
