@@ -467,3 +467,18 @@ def make_vector_of_gym(num_envs: int, version: int) -> Flock:
     gym.VectorEnv = kind = {21: VectorOfGym21, 25: VectorOfGym25, 26: Flock}[version]
     sys.modules["gym.vector"] = gym
     return kind(num_envs)
+
+
+class Stepless(Spaceless):
+    """Cannot step."""
+
+    step: Any = None
+
+
+def make_nothing() -> None:
+    """Forget to return the environment."""
+
+
+def make_class() -> Any:
+    """Return the class."""
+    return Plain

@@ -438,15 +438,31 @@ def _one_if_equal(bounds: Any) -> Any:
 # --- environments ---------------------------------------------------------------------------------
 
 
-def _parameters(target: Any) -> tuple[set[str], bool]:
+# They have options of their own. `self` is a parameter of a constructor.
+_FROM_LEARNER = {"autoreset_mode", "num_envs", "render_mode", "self"}
+
+
+def _parameters(target: Any) -> tuple[list[str], bool]:
     """Return the names of the parameters, and whether it takes others as well."""
     if inspect.isclass(target) and inspect.isfunction(target.__init__):
         target = target.__init__  # before Python 3.9, that of a Generic is the one of __new__
     try:
         found = inspect.signature(target).parameters
     except (TypeError, ValueError):
-        return set(), True
-    return set(found), any(one.kind is one.VAR_KEYWORD for one in found.values())
+        return [], True
+    return list(found), any(one.kind is one.VAR_KEYWORD for one in found.values())
+
+
+def keywords(target: Any) -> list[str]:
+    """Return the keyword arguments of a class, a function or an id; [] if they are unknown."""
+    if isinstance(target, str):
+        registration: Any = sys.modules.get("gymnasium.envs.registration")
+        spec = getattr(registration, "registry", {}).get(target.rpartition(":")[2])
+        target = getattr(spec, "entry_point", None)
+        if isinstance(target, str):
+            target = registration.load_env_creator(target)
+    names, others = _parameters(target)
+    return [] if others else [name for name in names if name not in _FROM_LEARNER]
 
 
 def _render_takes_mode(env: Any) -> bool:
@@ -454,19 +470,25 @@ def _render_takes_mode(env: Any) -> bool:
     return "mode" in _parameters(getattr(env, "render", None))[0]
 
 
-class NotFound(Exception):
-    """There is nothing of this name here. The text says what to do, so it needs no traceback."""
+class WrongTarget(Exception):
+    """What the operator named is missing, or makes nothing that can be served.
+
+    The text says what to do, so it needs no traceback.
+    """
 
 
 def load(name: str) -> Any:
-    """Return a class, a function or, for a registered id, its text. Raises NotFound."""
+    """Return a class, a function, a module, or the text if it may be a registered id.
+
+    Raises WrongTarget.
+    """
     module_name, colon, attribute = name.rpartition(":")
     if not colon:
         return name
     if module_name.endswith(".py"):
         path = Path(module_name).resolve()
         if not path.is_file():
-            raise NotFound(f"there is no file {path}")
+            raise WrongTarget(f"there is no file {path}")
         sys.path.append(str(path.parent))
         spec: Any = importlib.util.spec_from_file_location(path.stem, str(path))
         found = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
@@ -474,7 +496,11 @@ def load(name: str) -> Any:
     else:
         found = _imported(module_name, lambda: importlib.import_module(module_name))
     target = _imported(module_name, lambda: _attribute(found, attribute))
-    return attribute if target is None else target
+    if target is None:
+        return name
+    if not callable(target) and not inspect.ismodule(target):
+        raise WrongTarget(f"{attribute} is neither a class nor a factory. Name one that is")
+    return target
 
 
 def _attribute(target: Any, names: str) -> Any:
@@ -497,13 +523,13 @@ def _imported(module_name: str, load: Callable[[], Any]) -> Any:
             hint = (
                 f"{module_name} needs it: {sys.executable} -m pip install {missing.split('.')[0]}"
             )
-        raise NotFound(f"{sys.executable} has no module {missing!r}. {hint}") from None
+        raise WrongTarget(f"{sys.executable} has no module {missing!r}. {hint}") from None
 
 
 def make(target: Any, render_mode: str | None, kwargs: dict[str, Any], kind: str = "env") -> Any:
     """Make an environment with a class, a function, a module of PettingZoo, or a registered id.
 
-    `kind`: that of an environment with several agents, if a module offers both. Raises NotFound.
+    `kind`: that of an environment with several agents, if a module offers both. Raises WrongTarget.
     """
     if inspect.ismodule(target):
         target = constructor(target, kind)
@@ -525,6 +551,7 @@ def make(target: Any, render_mode: str | None, kwargs: dict[str, Any], kind: str
 
 def _make_registered(target: str, render_mode: str | None, kwargs: dict[str, Any]) -> Any:
     failure: BaseException | None = None
+    module_name, _, target = target.rpartition(":")
     for name in ("gymnasium", "gym"):
         try:
             library = importlib.import_module(name)
@@ -535,23 +562,55 @@ def _make_registered(target: str, render_mode: str | None, kwargs: dict[str, Any
             given["render_mode"] = render_mode
         try:
             return library.make(target, **given)
-        except library.error.UnregisteredEnv as error:
+        except library.error.Error as error:
+            is_malformed = str(error).startswith("Malformed environment ID")
+            if not is_malformed and not isinstance(error, library.error.UnregisteredEnv):
+                raise
             failure = failure or error
+    names = (target.rpartition("-v")[0] or target).split("/")
+    # Another name is that of one that this environment makes itself.
+    if failure is not None and not any(name in str(failure) for name in names):
+        raise failure
+    if module_name:
+        raise WrongTarget(
+            f"{module_name} has no {target!r}, and does not register an environment with that id. "
+            f"Check the spelling"
+        )
     if failure is None:
-        raise NotFound(
+        raise WrongTarget(
             f"{sys.executable} has neither gymnasium nor gym, which make environments by an id "
             f"such as {target}. Name a class or a function: module:MyEnv or ./file.py:MyEnv"
         )
-    names = (target.rpartition("-v")[0] or target).split("/")
-    if not any(name in str(failure) for name in names):  # one that this environment makes itself
-        raise failure
-    raise NotFound(
+    raise WrongTarget(
         f"there is no {target!r} there: {str(failure).rstrip('.?')}. Check the spelling, or write "
         f"module:{target} with the module that registers it"
     )
 
 
 # --- vectors of their own -------------------------------------------------------------------------
+
+
+def _is_not(made: Any, what: str, missing: str) -> str:
+    made_what = f"{type(made).__name__}, which is not {what}: it has no {missing!r}"
+    if inspect.isclass(made):
+        made_what = f"class, {made.__name__}, and not an instance of it"
+    return (
+        f"the class or factory made a {made_what}. Check the class or factory that the env agent "
+        f"was started with"
+    )
+
+
+def check_gym_vector(made: Any) -> None:
+    """Raise WrongTarget if this is a vector of gym before 0.26."""
+    if isinstance(made, getattr(sys.modules.get("gym.vector"), "VectorEnv", ())):
+        bare: Any = getattr(made, "unwrapped", made)
+        names, others = _parameters(bare.reset)
+        if "return_info" in names or not ("seed" in names or others):
+            raise WrongTarget(
+                f"the class or factory made a {type(made).__name__} of gym before 0.26, whose "
+                f"vectors cannot be served. Install gym 0.26, or let the factory make a single "
+                f"environment: gymwire makes the vector"
+            )
 
 
 def _vector_classes() -> tuple[Any, ...]:
@@ -605,6 +664,7 @@ def _make_registered_vector(
         registration: Any = importlib.import_module("gymnasium.envs.registration")
     except ImportError:
         return None, None
+    name = name.rpartition(":")[2]
     entry = getattr(registration.registry.get(name), "vector_entry_point", None)
     if entry is None or not hasattr(registration, "VectorizeMode"):  # before gymnasium 1.0
         return None, None
@@ -1093,18 +1153,9 @@ class HostedOwnVector(Hosted):
         self._config: Any = config if isinstance(config, Mapping) else {}
         for name in (*SPACES, "num_envs", "reset", "step", "close"):
             if not hasattr(env, name) and not (name == "num_envs" and name in self._config):
-                raise TypeError(
-                    f"The class or factory made a {type(env).__name__}, which is not a vector: it "
-                    f"has no {name!r}."
-                )
+                raise WrongTarget(_is_not(env, "a vector", name))
+        check_gym_vector(env)
         super().__init__(env, render_mode, given)
-        of_gym = getattr(sys.modules.get("gym.vector"), "VectorEnv", ())
-        if isinstance(env, of_gym) and (self._asks_for_info or not self._reset_takes["seed"]):
-            raise TypeError(
-                f"The class or factory made a {type(env).__name__} of gym before 0.26, whose "
-                f"vectors cannot be served. Install gym 0.26, or let the factory make a single "
-                f"environment: gymwire makes the vector."
-            )
 
     def facts(self) -> dict[str, Any]:
         """Return what the env agent must know, as attributes."""
@@ -1210,6 +1261,9 @@ class Child:
             name, args = unpack(body)
             if name == "make":
                 return VALUE, pack(self._make(index, *args))
+            if name in ("load", "keywords"):
+                target = self._target(*args)
+                return VALUE, pack(keywords(target) if name == "keywords" else None)
             env = self._envs[index]
             if name == "close":
                 del self._envs[index]
@@ -1219,14 +1273,8 @@ class Child:
                 raise
             return RAISED, pack(_told(error))
 
-    def _make(
-        self, index: int, name: str, mode: Any, kwargs: bytes, kind: str, given: Any, vector: Any
-    ) -> Any:
-        """Make an environment, or a vector if that is what the class or factory makes.
-
-        `vector`: the number of environments, the autoreset mode (None: any), and whether the
-        class or factory is known to make vectors.
-        """
+    def _target(self, name: str) -> Any:
+        """Return what `load` does, and know whether it uses numpy."""
         global np
         if name not in self._targets:
             target = self._targets[name] = load(name)
@@ -1237,7 +1285,17 @@ class Child:
                 REWARDS[np.float64] = 1
             except ImportError:
                 np = None
-        made, facts, target = None, None, self._targets[name]
+        return self._targets[name]
+
+    def _make(
+        self, index: int, name: str, mode: Any, kwargs: bytes, kind: str, given: Any, vector: Any
+    ) -> Any:
+        """Make an environment, or a vector if that is what the class or factory makes.
+
+        `vector`: the number of environments, the autoreset mode (None: any), and whether the
+        class or factory is known to make vectors.
+        """
+        made, facts, target = None, None, self._target(name)
         num_envs, autoreset, is_known = vector
         if is_known or makes_vectors(target) or (isinstance(target, str) and autoreset):
             made, facts = make_vector(target, mode, unpack(kwargs), num_envs, autoreset)
@@ -1252,6 +1310,9 @@ class Child:
 
     @staticmethod
     def _hosted(made: Any, mode: Any, kind: str, given: Any) -> Hosted:
+        for name in ("reset", "step"):
+            if inspect.isclass(made) or not callable(getattr(made, name, None)):
+                raise WrongTarget(_is_not(made, "an environment", name))
         inner = getattr(made, "unwrapped", made)  # wrappers of gymnasium 0.29 warn when asked
         is_of_dm_env = hasattr(inner, "observation_spec") and hasattr(inner, "action_spec")
         made = converted(DmEnv(made) if is_of_dm_env else made, kind)
