@@ -265,7 +265,10 @@ class Cards(Plain):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """Start."""
         hand = Hand([Card(Suit.HEARTS, 7)])
-        return [0, 0, 0], {"hand": hand, "counts": Counter("aab"), "scores": array("i", [1, 2])}
+        info: dict[Any, Any] = {"hand": hand, "counts": Counter("aab")}
+        info["scores"] = array("i", [1, 2])
+        info[Suit.HEARTS] = {Card(Suit.HEARTS, 7): 1}
+        return [0, 0, 0], info
 
 
 class Changing(Plain):

@@ -53,17 +53,12 @@ REWARDS: dict[type, int] = {float: 0}  # types of compact rewards → their numb
 
 # With lengths of four bytes:
 _TEXT, _BYTES, _LIST, _MAP, _EXTENSION = b"\xdb", b"\xc6", b"\xdd", b"\xdf", b"\xc9"
-_PLAIN_KEYS = {str, bytes}
 _KEPT_KEYS = {str, bytes, int, float, bool, type(None)}
-# Limits of `protocol/values.py`, `protocol/crowding.py` and `protocol/named_tuples.py`.
+# Limits of `protocol/values.py` and `protocol/named_tuples.py`.
 # MAX_NAME: characters of a name, and the number of fields of a named tuple.
 MAX_INT_BYTES = MAX_OTHER_KEYS = MAX_NAME = 256
-MAX_OTHER_KEY_BYTES = 512
-MAX_TRIES = 6, 13, 26
 MAX_DIMS, MAX_EMPTY = 32, 1 << 18
-# Stands in `above` while a key is packed: conversions in keys are not marked. No object has the
-# id 0.
-_IN_KEY = 0
+_IN_KEY = 0  # stands in `above` while a key is packed; no object has this id
 
 
 def _head(first: bytes, size: int) -> bytes:
@@ -129,83 +124,36 @@ def _pack_container(value: Any, kind: type, above: tuple[int, ...]) -> bytes:
     if kind is tuple:
         return _extension(4, _pack_items(value, above))
     if kind is dict or kind is OrderedDict:
-        packed = _pack_dict(value, above)
-        return _extension(7, packed) if kind is OrderedDict and packed[:1] == _MAP else packed
+        return _pack_dict(value, kind, above)
     if np is not None and (kind is np.ndarray or isinstance(value, np.generic)):
         return _pack_numpy(value, kind, above) or _pack_opaque(value)
     return _pack_other(value, kind, above)
 
 
-def _pack_dict(value: Any, above: tuple[int, ...]) -> bytes:
-    if set(map(type, value)) <= {str} and "".join(value).isascii():
+def _pack_dict(value: Any, kind: type, above: tuple[int, ...]) -> bytes:
+    types = list(map(type, value))
+    if set(types) <= {str} and "".join(value).isascii():
         keys = [_head(_TEXT, len(key)) + key.encode() for key in value]
     else:
-        keys = _pack_keys(value, above)
-        if not keys:
-            return _pack_opaque(value)
+        keys = [pack(key) for key in value] if set(types) <= _KEPT_KEYS else []
+        others = len(types) - types.count(str) - types.count(bytes)
+        if not keys or others > MAX_OTHER_KEYS or _EXTENSION in [key[:1] for key in keys]:
+            return _pack_pairs(value, kind, above)
     parts = [_head(_MAP, len(value))]
     for key, item in zip(keys, value.values()):
         parts += (key, pack(item, above))
-    return b"".join(parts)
+    packed = b"".join(parts)
+    return _extension(7, packed) if kind is OrderedDict else packed
 
 
-def _pack_keys(value: Any, above: tuple[int, ...]) -> list[bytes]:
-    """Return the bytes of keys, which remain different and hashable; [] beyond the limits."""
-    above = (_IN_KEY, *above[1:])
-    keys: dict[Any, bytes] = {}  # as they arrive → their bytes
-    taken = {key for key in value if type(key) in _KEPT_KEYS}
-    for key in value:
-        packed, kind = pack(key, above), type(key)
-        if kind in _KEPT_KEYS and packed[:1] != _EXTENSION:
-            keys[key] = packed
-            continue
-        arrives = unpack(packed)
-        if kind not in _KEPT_KEYS or type(arrives) is not kind:
-            try:
-                is_new = arrives not in taken
-            except TypeError:  # a dataclass is a dict there
-                is_new = False
-            if not is_new:
-                arrives = unpack(_pack_opaque(key))
-                while arrives in taken:
-                    arrives = (*arrives[:-1], arrives[-1] + "'")
-                packed = pack(arrives)
-            taken.add(arrives)
-        if type(arrives) not in _PLAIN_KEYS and _size_of_key(arrives) > MAX_OTHER_KEY_BYTES:
-            return []
-        keys[arrives] = packed
-    others = sum(type(key) not in _PLAIN_KEYS for key in keys)
-    is_beyond = others > MAX_OTHER_KEYS and is_crowded(list(map(hash, keys)))
-    return [] if is_beyond else list(keys.values())
-
-
-def _size_of_key(key: Any) -> int:
-    """Return what the function of the same name in `protocol/faults.py` does."""
-    if isinstance(key, tuple):
-        return 12 + sum(map(_size_of_key, key))
-    if isinstance(key, (str, bytes)):
-        return 12 + len(key.encode() if isinstance(key, str) else key)
-    return 12 + key.bit_length() // 8 if type(key) is int else 48
-
-
-def is_crowded(hashes: list[int]) -> bool:
-    """Return what the function of the same name in `protocol/crowding.py` does."""
-    bits = [number.bit_length() for number in hashes]
-    size, left = 8, sum(MAX_TRIES[(one > 2 * 8) + (one > 4 * 8)] for one in bits)
-    while size // 4 * 2 // 3 < len(hashes):
-        keys = hashes[: size * 2 // 3]
-        last, taken = size - 1, bytearray(size)
-        for number in keys:
-            place, rest = number & last, number & 2**64 - 1
-            while taken[place]:
-                rest >>= 5
-                place = 5 * place + rest + 1 & last
-                left -= 1
-            if left < 0:
-                return True
-            taken[place] = 1
-        size *= 2
-    return False
+def _pack_pairs(value: Any, kind: type, above: tuple[int, ...]) -> bytes:
+    """Return the bytes of a dict as two lists: a map has limits, and its keys are not marked."""
+    if len(above) > MAX_DEPTH - 2:
+        return _pack_opaque(value)
+    keys = _pack_items(list(value), (*above, _IN_KEY))
+    items = _pack_items(list(value.values()), (*above, above[-1]))
+    parts = pack(MARK), pack("pairs"), keys, items, pack(kind is OrderedDict)
+    return _extension(4, _head(_LIST, len(parts)) + b"".join(parts))
 
 
 _LARGEST = {"f": 8, "c": 8 + 8}  # bytes of a number of a kind: no long double
@@ -265,13 +213,15 @@ def _pack_other(value: Any, kind: type, above: tuple[int, ...]) -> bytes:
         if is_deep or most > MAX_NAME or not names[0].isidentifier():
             return _pack_opaque(value)
         return _mark("named", names[0], names[1:], tuple(value), _name_of(kind), above=above)
+    # A vector of environments has the mask f"_{key}".
+    texts = [_shown(value, show) for show in (repr, format) if _IN_KEY in above]
     try:
         form, converted = _convert(value, kind)
     except Exception:  # noqa: BLE001 - the value's own code, which may raise anything
         form = ""
-    if form and _IN_KEY not in above:
-        return _mark("converted", _name_of(kind), form, converted, above=above)
-    return pack(converted, above) if form else _pack_opaque(value)
+    if form:
+        return _mark("converted", _name_of(kind), form, converted, *texts, above=above)
+    return _pack_opaque(value, *texts[1:])
 
 
 def _name_of(kind: type) -> str:
@@ -286,7 +236,8 @@ def _convert(value: Any, kind: type) -> tuple[str, Any]:
     if isinstance(value, Mapping):
         return "dict" if isinstance(value, dict) else "mapping", dict(value.items())
     if isinstance(value, enum.Enum):
-        return "number" if isinstance(value, (int, float)) else "value", value.value
+        form = "number" if isinstance(value, (int, float)) else "value"
+        return "text" if isinstance(value, str) else form, value.value
     if dataclasses.is_dataclass(kind):
         fields = dataclasses.fields(value)
         return "fields", {one.name: getattr(value, one.name) for one in fields}
@@ -303,13 +254,16 @@ def _convert(value: Any, kind: type) -> tuple[str, Any]:
     return "", value
 
 
-def _pack_opaque(value: Any) -> bytes:
-    """Return the bytes of a value that only shows its type and its repr."""
+def _pack_opaque(value: Any, *label: str) -> bytes:
+    """Return the bytes of a value that only shows its type, its repr and, in a key, its text."""
+    return _mark("other", _name_of(type(value)), _shown(value, repr)[:200], *label, above=())
+
+
+def _shown(value: Any, show: Callable[[Any], str]) -> str:
     try:
-        text = _printable(repr(value)[:200])
+        return _printable(show(value))
     except Exception as error:  # noqa: BLE001 - a foreign repr may raise anything
-        text = f"<repr raised {type(error).__name__}>"
-    return _mark("other", _name_of(type(value)), text, above=())
+        return f"<repr raised {type(error).__name__}>"
 
 
 def _printable(text: str) -> str:

@@ -351,14 +351,19 @@ def test_every_interpreter_names_the_types_that_it_converts(make: Make, python: 
         "hand": {"cards": [("h", 7)]},
         "counts": {"a": 2, "b": 1},
         "scores": [1, 2],
+        "h": {("h", 7): 1},
     }
     assert faults == []
+    card = "i[<Suit.HEARTS: 'h'>][Card(suit=<Suit.HEARTS: 'h'>, rank=7)]"
     assert conversions == [
+        ("the key i[<Suit.HEARTS: 'h'>]", "tests.plain_envs.Suit", "value"),
         ('i["hand"]', "tests.plain_envs.Hand", "dict"),
         ('i["hand"]["cards"][0]', "tests.plain_envs.Card", "named tuple"),
         ('i["hand"]["cards"][0][0]', "tests.plain_envs.Suit", "value"),
         ('i["counts"]', "collections.Counter", "dict"),
         ('i["scores"]', "array.array", "list"),
+        (f"the key {card}", "tests.plain_envs.Card", "named tuple"),
+        (f"the key {card}[0]", "tests.plain_envs.Suit", "value"),
     ]
 
 
@@ -397,6 +402,7 @@ VARIED = {
     ("mappingproxy", "dict"),
     ("Counter", "dict"),
     ("Pair", "named tuple"),
+    ("Wide", "named tuple"),
 }
 
 
