@@ -40,6 +40,7 @@ Form = tuple[str, list[int] | None]
 """Dtype and shape of the values of a space; shape None: NumPy scalars."""
 Step = tuple[Any, float, bool, bool, dict[str, Any]]
 _REPR_LENGTH = 200
+_MAX_KEY = 4096  # more than can be sent: equal hashes make Python compare the keys
 _LIST, _ITEM, _NUMBER, _TEXT = 64, 8, 32, 80  # bytes of memory
 _REWARDS: tuple[Callable[[float], Any], ...] = (float, np.float64)  # by child.REWARDS
 
@@ -100,11 +101,12 @@ class _Restorer:
     def pairs(self, keys: Any, items: Any, is_ordered: Any) -> Any:
         found = [self._key(key) for key in keys]
         pairs = zip(found, map(self.restore, items), strict=True)
-        others = sum(type(key) not in (str, bytes) for key in found)
         made: dict[Any, Any] = OrderedDict() if is_ordered else {}
-        if others > MAX_OTHER_KEYS and is_crowded([hash(key) for key in found]):
+        others = [key for key in found if type(key) not in (str, bytes)]
+        is_crowd = len(others) > MAX_OTHER_KEYS and is_crowded([hash(key) for key in found])
+        if is_crowd or any(_size_of_key(key) > _MAX_KEY for key in others):
             shown = ", ".join(f"{key!r}: {item!r}" for key, item in islice(pairs, _REPR_LENGTH))
-            return _shown_as(type(made), f"{{{shown}}}")
+            return _shown_as(type(made), f"{{{shown[:_REPR_LENGTH]}}}")
         for key, item in pairs:
             made[_other_than(made, key)] = item
         return made
@@ -181,37 +183,44 @@ def _named_tuple(name: str, fields: tuple[str, ...], kind: str) -> type[Any]:
 
 
 class _Labelled:
-    """Shows what its original shows."""
+    """Shows what its original shows: `texts` begins with its repr and its text."""
 
-    text = label = ""
+    texts: tuple[str, ...] = ("", "")
 
     def __repr__(self) -> str:
-        return self.text
+        return self.texts[0]
 
     def __str__(self) -> str:
-        return self.label
+        return self.texts[1]
 
 
 class _Equal(_Labelled):
-    """Equals others of the same type that show the same and have the same number."""
+    """Equals others of the same type that have the same texts and the same number."""
 
     number = 0
 
-    def _parts(self) -> tuple[Any, ...]:
-        return type(self), self.text, self.label, repr(vars(self).get("value")), self.number
-
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Equal) and self._parts() == other._parts()
+        if not isinstance(other, _Equal) or type(other) is not type(self):
+            return False
+        return (self.texts, self.number) == (other.texts, other.number)
 
     def __hash__(self) -> int:
-        return hash((self.text, self.label))
+        return hash(self.texts)
 
 
 class _Shown(_Equal):
     """Stands for an object that has no form."""
 
     def __init__(self, text: str, label: Any = None) -> None:
-        self.text, self.label = text, text if label is None else str(label)
+        self.texts = text, text if label is None else str(label)
+
+
+def _size_of_key(key: Any) -> int:
+    if isinstance(key, tuple):
+        return _NUMBER + sum(map(_size_of_key, key))
+    if isinstance(key, _Equal):
+        return sum(map(len, key.texts))
+    return len(key) if isinstance(key, str | bytes) else _NUMBER
 
 
 def _shown_as(kind: type, text: str) -> _Shown:
@@ -283,7 +292,7 @@ def _stand_in(form: Any, name: str, value: Any, *texts: Any) -> Any:
     made = _type(name, *kinds)() if base is None else _type(name, *kinds, base)(value)
     made.became, made.value = became, value
     if texts:
-        made.text, made.label = map(str, texts)
+        made.texts = (*map(str, texts), repr(value))
     return made
 
 

@@ -341,6 +341,9 @@ def test_keys_that_are_marked_may_not_collide_either() -> None:
     sent = (child.MARK, "pairs", named, [None] * 300, False)
     found = child_values.decode(values.encode(sent))
     assert (type(found).__qualname__, repr(found)[:9]) == ("dict", "{x0(a=17,")
+    large = [(*pair, "x" * 10_000) for pair in pairs[:200]]
+    found = child_values.decode(child.pack((child.MARK, "pairs", large, large, False)))
+    assert (type(found).__qualname__, len(repr(found))) == ("dict", 202)
     usual = {Pair(x, y): None for x in range(20) for y in range(20)}
     assert child_values.decode(child.pack(usual)) == usual
 
@@ -417,6 +420,15 @@ def test_values_are_converted_at_once_except_in_infos(kind: Any) -> None:
 def test_an_unknown_form_is_malformed() -> None:
     with pytest.raises(DecodingError):
         _from_there((child.MARK, "converted", "m.x", "nothing", 1))
+
+
+@pytest.mark.parametrize("pairs", [([1], []), ([[]], [1]), (1, 1), ([1],), ([([],)], [1])])
+def test_pairs_that_are_no_dict_are_malformed(pairs: tuple[Any, ...]) -> None:
+    for value in ((child.MARK, "pairs", *pairs, False), [(child.MARK, "pairs", *pairs, False)]):
+        with pytest.raises(DecodingError):
+            _from_there(value)
+        with pytest.raises(DecodingError):
+            child_values.decode(child.pack(value))
 
 
 def test_long_names_of_types_are_cut_because_they_are_kept() -> None:
