@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+from gymnasium import Space
 from gymnasium.envs.registration import EnvSpec, VectorizeMode, load_env_creator
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from gymwire.env_agent import closing, event_loop
+from gymwire.env_agent import closing, env_names, event_loop
 from gymwire.env_agent.adapters import foreign, openenv, pettingzoo, same_step, vectors
 from gymwire.env_agent.closing import closed_on_error
 from gymwire.env_agent.failure_reports import CodeRaised, WrongKeywords
@@ -99,6 +100,7 @@ class Factory:
         if kind in MULTI_AGENT or pettingzoo.kind_of(made) in MULTI_AGENT:
             return pettingzoo.adapt(wrap(made, self.wrappers), kind, self.name)
         with closed_on_error([made]):
+            vectors.check_of_gym(made, self.name)
             if (adapted := foreign.adapt(made, render_mode)) is not made:
                 self.seen["foreign"], made = True, adapted
             if not isinstance(made, gymnasium.Env) or vectors.is_vector(made):
@@ -187,7 +189,20 @@ class Factory:
                 self._check_no_wrappers()
             self.seen["vector"] = True
             return vectors.adapt(made, self.name)
-        return self._accept(made, None, pettingzoo.kind_of(made))
+        made = self._accept(made, None, pettingzoo.kind_of(made))
+        with closed_on_error([made]):
+            self._check_spaces(made)
+        return made
+
+    def _check_spaces(self, made: Env) -> None:
+        for name in ("observation_space", "action_space"):
+            space = getattr(made, name, None)
+            if not isinstance(space, Space):
+                kind = type(space).__name__
+                raise ConfigurationError(
+                    f"{self.name}: its {name} is {kind}, not a gymnasium.Space. Set it in the "
+                    f"constructor of {type(made).__name__}."
+                )
 
     @property
     def makes_elsewhere(self) -> bool:
@@ -374,12 +389,9 @@ def resolve(name: str, kwargs: Mapping[str, Any]) -> Factory:
     if name.startswith(openenv.SCHEME):
         url = openenv.check_url(name.removeprefix(openenv.SCHEME))
         return Factory(name, partial(openenv.OpenEnv, url), kwargs)
+    env_names.check_name(name)
     module_name, colon, attribute = name.rpartition(":")
     if not colon:
-        if name.endswith(".py"):
-            raise ConfigurationError(
-                f"{name} is a file. Also name the class or factory in it, such as {name}:MyEnv."
-            )
         _add_current_folder()
         _check_registered(name)
         return Factory(name, None, kwargs)
@@ -442,11 +454,7 @@ def look_up(name: str, option: str = "") -> Any:
     if module_name.endswith(".py"):
         path = Path(module_name)
         return _import(path.stem, name, lambda: _attribute(_load(path, name), attribute))
-    if not all(module_name.split(".")):
-        raise ConfigurationError(
-            f"{name}: {module_name!r} is not the name of a module. Write package.module:MyEnv or "
-            f"./file.py:MyEnv."
-        )
+    env_names.check_module(module_name, name)
     return _import(
         module_name, name, lambda: _attribute(importlib.import_module(module_name), attribute)
     )
@@ -510,12 +518,7 @@ def _check_registered(name: str) -> None:
     try:
         spec: EnvSpec = gymnasium.spec(name)
     except gymnasium.error.Error as error:
-        for file in (f"{name}.py", f"{name.replace('.', '/')}.py"):
-            if Path(file).is_file():
-                raise ConfigurationError(
-                    f"There is no environment {name!r}, but a file {file}. To use it, name the "
-                    f"class or factory in it, such as {file}:MyEnv."
-                ) from None
+        env_names.check_no_file(name)
         raise ConfigurationError(
             f"There is no environment {name!r}: {str(error).rstrip('.?')}. If another package "
             f"registers it, write package:{name}; for a class of your own, write "

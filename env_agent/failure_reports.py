@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 import traceback
 from itertools import pairwise
@@ -17,6 +18,8 @@ from gymwire.protocol.outside_exceptions import is_from_signal_handler
 
 MAX_TRACEBACK = 20_000  # characters, counted from the end
 MAX_CAUSES = 10  # exceptions of a chain in which a known cause is searched
+_SYNTAX_ERRORS = {"SyntaxError", "IndentationError", "TabError"}
+_PLACE = re.compile(r'^  File "(.*)", line (\d+)', re.MULTILINE)
 # What Python says if another thread calls signal.signal, signal.set_wakeup_fd or, in asyncio,
 # add_signal_handler.
 MAIN_THREAD_ONLY = "only works in main thread"
@@ -40,10 +43,14 @@ class CodeRaised(ConfigurationError):
 
     def __init__(self, what: str, error: BaseException) -> None:
         frames = traceback.extract_tb(error.__traceback__)
-        is_here = frames and not isinstance(error, RaisedInChild | SyntaxError)
-        where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if is_here else ""
-        self.why = f"{what} {type(error).__name__}: {text_of(error)}{where}"
+        places: list[Any] = [(one.filename, one.lineno) for one in frames]
         self.traceback = trace_of(error)
+        if isinstance(error, RaisedInChild):
+            places = _PLACE.findall(self.traceback)
+        # The text of a SyntaxError has its own place.
+        is_known = places and type(error).__name__ not in _SYNTAX_ERRORS
+        where = f" ({places[-1][0]}, line {places[-1][1]})" if is_known else ""
+        self.why = f"{what} {type(error).__name__}: {text_of(error)}{where}"
         super().__init__(f"{self.why}\n\n{textwrap.indent(self.traceback.rstrip(), '    ')}")
 
 

@@ -265,7 +265,10 @@ class Cards(Plain):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """Start."""
         hand = Hand([Card(Suit.HEARTS, 7)])
-        return [0, 0, 0], {"hand": hand, "counts": Counter("aab"), "scores": array("i", [1, 2])}
+        info: dict[Any, Any] = {"hand": hand, "counts": Counter("aab")}
+        info["scores"] = array("i", [1, 2])
+        info[Suit.HEARTS] = {Card(Suit.HEARTS, 7): 1}
+        return [0, 0, 0], info
 
 
 class Changing(Plain):
@@ -467,3 +470,18 @@ def make_vector_of_gym(num_envs: int, version: int) -> Flock:
     gym.VectorEnv = kind = {21: VectorOfGym21, 25: VectorOfGym25, 26: Flock}[version]
     sys.modules["gym.vector"] = gym
     return kind(num_envs)
+
+
+class Stepless(Spaceless):
+    """Cannot step."""
+
+    step: Any = None
+
+
+def make_nothing() -> None:
+    """Forget to return the environment."""
+
+
+def make_class() -> Any:
+    """Return the class."""
+    return Plain

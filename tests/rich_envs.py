@@ -28,6 +28,8 @@ class Place:
 
 
 Pair = namedtuple("Pair", "first second")
+Wide: Any = namedtuple("Wide", [f"x{i}" for i in range(20)])  # type: ignore[misc]
+Wider: Any = namedtuple("Wider", [f"x{i}" for i in range(59)])  # type: ignore[misc]
 
 
 class Tensor:
@@ -94,11 +96,15 @@ class Varied(gymnasium.Env[Any, Any]):
         numbers = [1, Level.LOW, 0.5, True, Colour.RED, Tensor(np.array(2.5))]
         dicts = [{"a": 1}, Counter("aab"), Place(1, "x"), MappingProxyType({"a": 1})]
         arrays = [np.ones(2), Tensor(np.zeros(2)), Pair(1, Level.LOW), [Place(Level.LOW, "y")]]
-        info = {
+        info: dict[Any, list[Any]] = {
             "number": numbers,
             "dict": dicts,
             "array": arrays,
             "any": [*numbers, *dicts, *arrays],
+            Colour.RED: numbers,
+            Level.LOW: dicts,
+            (Colour.RED, Level.LOW): dicts,
+            Wide(*[Colour.RED] * 20): [{Colour.RED: 1, Path("/x"): 2}],
         }
         return {
             key: found[self.np_random.integers(len(found))]

@@ -66,6 +66,7 @@ IMPURE = {
     "env_agent/closing.py": "closes environments and logs their failures",
     "env_agent/config.py": "reads the configuration",
     "env_agent/crew.py": "starts threads, and wakes them",
+    "env_agent/env_names.py": "looks for files",
     "env_agent/environments.py": "makes environments and logs their failures",
     "env_agent/event_loop.py": "runs environments in an event loop",
     "env_agent/factory.py": "imports the user's environment from a file",

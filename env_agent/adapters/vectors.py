@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from gymwire.env_agent.closing import closed_on_error
+from gymwire.env_agent.interpreter import child
 from gymwire.protocol import spaces
 from gymwire.protocol.errors import ConfigurationError
 
@@ -140,6 +141,7 @@ def adapt(
 
 def _mode(made: Any, name: str) -> AutoresetMode:
     """Return the autoreset mode of a vector. Raises ConfigurationError, as `adapt` does."""
+    check_of_gym(made, name)
     needed = ("observation_space", "action_space", "reset", "step", "close")
     config = getattr(made, "config", None)
     config = config if isinstance(config, Mapping) else {}
@@ -170,6 +172,14 @@ def _mode(made: Any, name: str) -> AutoresetMode:
             "vector environment declares no autoreset mode", env=name, assumed=mode.value
         )
     return mode
+
+
+def check_of_gym(made: Any, name: str) -> None:
+    """Raise ConfigurationError if this is a vector of gym before 0.26."""
+    try:
+        child.check_gym_vector(made)
+    except child.WrongTarget as error:
+        raise ConfigurationError(f"{name}: {error}.") from None
 
 
 def check_request(

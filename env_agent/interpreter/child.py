@@ -54,17 +54,12 @@ REWARDS: dict[type, int] = {float: 0}  # types of compact rewards → their numb
 
 # With lengths of four bytes:
 _TEXT, _BYTES, _LIST, _MAP, _EXTENSION = b"\xdb", b"\xc6", b"\xdd", b"\xdf", b"\xc9"
-_PLAIN_KEYS = {str, bytes}
 _KEPT_KEYS = {str, bytes, int, float, bool, type(None)}
-# Limits of `protocol/values.py`, `protocol/crowding.py` and `protocol/named_tuples.py`.
+# Limits of `protocol/values.py` and `protocol/named_tuples.py`.
 # MAX_NAME: characters of a name, and the number of fields of a named tuple.
 MAX_INT_BYTES = MAX_OTHER_KEYS = MAX_NAME = 256
-MAX_OTHER_KEY_BYTES = 512
-MAX_TRIES = 6, 13, 26
 MAX_DIMS, MAX_EMPTY = 32, 1 << 18
-# Stands in `above` while a key is packed: conversions in keys are not marked. No object has the
-# id 0.
-_IN_KEY = 0
+_IN_KEY = 0  # stands in `above` while a key is packed; no object has this id
 
 
 def _head(first: bytes, size: int) -> bytes:
@@ -130,83 +125,36 @@ def _pack_container(value: Any, kind: type, above: tuple[int, ...]) -> bytes:
     if kind is tuple:
         return _extension(4, _pack_items(value, above))
     if kind is dict or kind is OrderedDict:
-        packed = _pack_dict(value, above)
-        return _extension(7, packed) if kind is OrderedDict and packed[:1] == _MAP else packed
+        return _pack_dict(value, kind, above)
     if np is not None and (kind is np.ndarray or isinstance(value, np.generic)):
         return _pack_numpy(value, kind, above) or _pack_opaque(value)
     return _pack_other(value, kind, above)
 
 
-def _pack_dict(value: Any, above: tuple[int, ...]) -> bytes:
-    if set(map(type, value)) <= {str} and "".join(value).isascii():
+def _pack_dict(value: Any, kind: type, above: tuple[int, ...]) -> bytes:
+    types = list(map(type, value))
+    if set(types) <= {str} and "".join(value).isascii():
         keys = [_head(_TEXT, len(key)) + key.encode() for key in value]
     else:
-        keys = _pack_keys(value, above)
-        if not keys:
-            return _pack_opaque(value)
+        keys = [pack(key) for key in value] if set(types) <= _KEPT_KEYS else []
+        others = len(types) - types.count(str) - types.count(bytes)
+        if not keys or others > MAX_OTHER_KEYS or _EXTENSION in [key[:1] for key in keys]:
+            return _pack_pairs(value, kind, above)
     parts = [_head(_MAP, len(value))]
     for key, item in zip(keys, value.values()):
         parts += (key, pack(item, above))
-    return b"".join(parts)
+    packed = b"".join(parts)
+    return _extension(7, packed) if kind is OrderedDict else packed
 
 
-def _pack_keys(value: Any, above: tuple[int, ...]) -> list[bytes]:
-    """Return the bytes of keys, which remain different and hashable; [] beyond the limits."""
-    above = (_IN_KEY, *above[1:])
-    keys: dict[Any, bytes] = {}  # as they arrive → their bytes
-    taken = {key for key in value if type(key) in _KEPT_KEYS}
-    for key in value:
-        packed, kind = pack(key, above), type(key)
-        if kind in _KEPT_KEYS and packed[:1] != _EXTENSION:
-            keys[key] = packed
-            continue
-        arrives = unpack(packed)
-        if kind not in _KEPT_KEYS or type(arrives) is not kind:
-            try:
-                is_new = arrives not in taken
-            except TypeError:  # a dataclass is a dict there
-                is_new = False
-            if not is_new:
-                arrives = unpack(_pack_opaque(key))
-                while arrives in taken:
-                    arrives = (*arrives[:-1], arrives[-1] + "'")
-                packed = pack(arrives)
-            taken.add(arrives)
-        if type(arrives) not in _PLAIN_KEYS and _size_of_key(arrives) > MAX_OTHER_KEY_BYTES:
-            return []
-        keys[arrives] = packed
-    others = sum(type(key) not in _PLAIN_KEYS for key in keys)
-    is_beyond = others > MAX_OTHER_KEYS and is_crowded(list(map(hash, keys)))
-    return [] if is_beyond else list(keys.values())
-
-
-def _size_of_key(key: Any) -> int:
-    """Return what the function of the same name in `protocol/faults.py` does."""
-    if isinstance(key, tuple):
-        return 12 + sum(map(_size_of_key, key))
-    if isinstance(key, (str, bytes)):
-        return 12 + len(key.encode() if isinstance(key, str) else key)
-    return 12 + key.bit_length() // 8 if type(key) is int else 48
-
-
-def is_crowded(hashes: list[int]) -> bool:
-    """Return what the function of the same name in `protocol/crowding.py` does."""
-    bits = [number.bit_length() for number in hashes]
-    size, left = 8, sum(MAX_TRIES[(one > 2 * 8) + (one > 4 * 8)] for one in bits)
-    while size // 4 * 2 // 3 < len(hashes):
-        keys = hashes[: size * 2 // 3]
-        last, taken = size - 1, bytearray(size)
-        for number in keys:
-            place, rest = number & last, number & 2**64 - 1
-            while taken[place]:
-                rest >>= 5
-                place = 5 * place + rest + 1 & last
-                left -= 1
-            if left < 0:
-                return True
-            taken[place] = 1
-        size *= 2
-    return False
+def _pack_pairs(value: Any, kind: type, above: tuple[int, ...]) -> bytes:
+    """Return the bytes of a dict as two lists: a map has limits, and its keys are not marked."""
+    if len(above) > MAX_DEPTH - 2:
+        return _pack_opaque(value)
+    keys = _pack_items(list(value), (*above, _IN_KEY))
+    items = _pack_items(list(value.values()), (*above, above[-1]))
+    parts = pack(MARK), pack("pairs"), keys, items, pack(kind is OrderedDict)
+    return _extension(4, _head(_LIST, len(parts)) + b"".join(parts))
 
 
 _LARGEST = {"f": 8, "c": 8 + 8}  # bytes of a number of a kind: no long double
@@ -266,13 +214,15 @@ def _pack_other(value: Any, kind: type, above: tuple[int, ...]) -> bytes:
         if is_deep or most > MAX_NAME or not names[0].isidentifier():
             return _pack_opaque(value)
         return _mark("named", names[0], names[1:], tuple(value), _name_of(kind), above=above)
+    # A vector of environments has the mask f"_{key}".
+    texts = [_shown(value, show) for show in (repr, format) if _IN_KEY in above]
     try:
         form, converted = _convert(value, kind)
     except Exception:  # noqa: BLE001 - the value's own code, which may raise anything
         form = ""
-    if form and _IN_KEY not in above:
-        return _mark("converted", _name_of(kind), form, converted, above=above)
-    return pack(converted, above) if form else _pack_opaque(value)
+    if form:
+        return _mark("converted", _name_of(kind), form, converted, *texts, above=above)
+    return _pack_opaque(value, *texts[1:])
 
 
 def _name_of(kind: type) -> str:
@@ -287,7 +237,8 @@ def _convert(value: Any, kind: type) -> tuple[str, Any]:
     if isinstance(value, Mapping):
         return "dict" if isinstance(value, dict) else "mapping", dict(value.items())
     if isinstance(value, enum.Enum):
-        return "number" if isinstance(value, (int, float)) else "value", value.value
+        form = "number" if isinstance(value, (int, float)) else "value"
+        return "text" if isinstance(value, str) else form, value.value
     if dataclasses.is_dataclass(kind):
         fields = dataclasses.fields(value)
         return "fields", {one.name: getattr(value, one.name) for one in fields}
@@ -304,13 +255,16 @@ def _convert(value: Any, kind: type) -> tuple[str, Any]:
     return "", value
 
 
-def _pack_opaque(value: Any) -> bytes:
-    """Return the bytes of a value that only shows its type and its repr."""
+def _pack_opaque(value: Any, *label: str) -> bytes:
+    """Return the bytes of a value that only shows its type, its repr and, in a key, its text."""
+    return _mark("other", _name_of(type(value)), _shown(value, repr)[:200], *label, above=())
+
+
+def _shown(value: Any, show: Callable[[Any], str]) -> str:
     try:
-        text = _printable(repr(value)[:200])
+        return _printable(show(value))
     except Exception as error:  # noqa: BLE001 - a foreign repr may raise anything
-        text = f"<repr raised {type(error).__name__}>"
-    return _mark("other", _name_of(type(value)), text, above=())
+        return f"<repr raised {type(error).__name__}>"
 
 
 def _printable(text: str) -> str:
@@ -439,15 +393,31 @@ def _one_if_equal(bounds: Any) -> Any:
 # --- environments ---------------------------------------------------------------------------------
 
 
-def _parameters(target: Any) -> tuple[set[str], bool]:
+# They have options of their own. `self` is a parameter of a constructor.
+_FROM_LEARNER = {"autoreset_mode", "num_envs", "render_mode", "self"}
+
+
+def _parameters(target: Any) -> tuple[list[str], bool]:
     """Return the names of the parameters, and whether it takes others as well."""
     if inspect.isclass(target) and inspect.isfunction(target.__init__):
         target = target.__init__  # before Python 3.9, that of a Generic is the one of __new__
     try:
         found = inspect.signature(target).parameters
     except (TypeError, ValueError):
-        return set(), True
-    return set(found), any(one.kind is one.VAR_KEYWORD for one in found.values())
+        return [], True
+    return list(found), any(one.kind is one.VAR_KEYWORD for one in found.values())
+
+
+def keywords(target: Any) -> list[str]:
+    """Return the keyword arguments of a class, a function or an id; [] if they are unknown."""
+    if isinstance(target, str):
+        registration: Any = sys.modules.get("gymnasium.envs.registration")
+        spec = getattr(registration, "registry", {}).get(target.rpartition(":")[2])
+        target = getattr(spec, "entry_point", None)
+        if isinstance(target, str):
+            target = registration.load_env_creator(target)
+    names, others = _parameters(target)
+    return [] if others else [name for name in names if name not in _FROM_LEARNER]
 
 
 def _render_takes_mode(env: Any) -> bool:
@@ -455,19 +425,25 @@ def _render_takes_mode(env: Any) -> bool:
     return "mode" in _parameters(getattr(env, "render", None))[0]
 
 
-class NotFound(Exception):
-    """There is nothing of this name here. The text says what to do, so it needs no traceback."""
+class WrongTarget(Exception):
+    """What the operator named is missing, or makes nothing that can be served.
+
+    The text says what to do, so it needs no traceback.
+    """
 
 
 def load(name: str) -> Any:
-    """Return a class, a function or, for a registered id, its text. Raises NotFound."""
+    """Return a class, a function, a module, or the text if it may be a registered id.
+
+    Raises WrongTarget.
+    """
     module_name, colon, attribute = name.rpartition(":")
     if not colon:
         return name
     if module_name.endswith(".py"):
         path = Path(module_name).resolve()
         if not path.is_file():
-            raise NotFound(f"there is no file {path}")
+            raise WrongTarget(f"there is no file {path}")
         sys.path.append(str(path.parent))
         spec: Any = importlib.util.spec_from_file_location(path.stem, str(path))
         found = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
@@ -475,7 +451,11 @@ def load(name: str) -> Any:
     else:
         found = _imported(module_name, lambda: importlib.import_module(module_name))
     target = _imported(module_name, lambda: _attribute(found, attribute))
-    return attribute if target is None else target
+    if target is None:
+        return name
+    if not callable(target) and not inspect.ismodule(target):
+        raise WrongTarget(f"{attribute} is neither a class nor a factory. Name one that is")
+    return target
 
 
 def _attribute(target: Any, names: str) -> Any:
@@ -498,13 +478,13 @@ def _imported(module_name: str, load: Callable[[], Any]) -> Any:
             hint = (
                 f"{module_name} needs it: {sys.executable} -m pip install {missing.split('.')[0]}"
             )
-        raise NotFound(f"{sys.executable} has no module {missing!r}. {hint}") from None
+        raise WrongTarget(f"{sys.executable} has no module {missing!r}. {hint}") from None
 
 
 def make(target: Any, render_mode: str | None, kwargs: dict[str, Any], kind: str = "env") -> Any:
     """Make an environment with a class, a function, a module of PettingZoo, or a registered id.
 
-    `kind`: that of an environment with several agents, if a module offers both. Raises NotFound.
+    `kind`: that of an environment with several agents, if a module offers both. Raises WrongTarget.
     """
     if inspect.ismodule(target):
         target = constructor(target, kind)
@@ -526,6 +506,7 @@ def make(target: Any, render_mode: str | None, kwargs: dict[str, Any], kind: str
 
 def _make_registered(target: str, render_mode: str | None, kwargs: dict[str, Any]) -> Any:
     failure: BaseException | None = None
+    module_name, _, target = target.rpartition(":")
     for name in ("gymnasium", "gym"):
         try:
             library = importlib.import_module(name)
@@ -536,23 +517,55 @@ def _make_registered(target: str, render_mode: str | None, kwargs: dict[str, Any
             given["render_mode"] = render_mode
         try:
             return library.make(target, **given)
-        except library.error.UnregisteredEnv as error:
+        except library.error.Error as error:
+            is_malformed = str(error).startswith("Malformed environment ID")
+            if not is_malformed and not isinstance(error, library.error.UnregisteredEnv):
+                raise
             failure = failure or error
+    names = (target.rpartition("-v")[0] or target).split("/")
+    # Another name is that of one that this environment makes itself.
+    if failure is not None and not any(name in str(failure) for name in names):
+        raise failure
+    if module_name:
+        raise WrongTarget(
+            f"{module_name} has no {target!r}, and does not register an environment with that id. "
+            f"Check the spelling"
+        )
     if failure is None:
-        raise NotFound(
+        raise WrongTarget(
             f"{sys.executable} has neither gymnasium nor gym, which make environments by an id "
             f"such as {target}. Name a class or a function: module:MyEnv or ./file.py:MyEnv"
         )
-    names = (target.rpartition("-v")[0] or target).split("/")
-    if not any(name in str(failure) for name in names):  # one that this environment makes itself
-        raise failure
-    raise NotFound(
+    raise WrongTarget(
         f"there is no {target!r} there: {str(failure).rstrip('.?')}. Check the spelling, or write "
         f"module:{target} with the module that registers it"
     )
 
 
 # --- vectors of their own -------------------------------------------------------------------------
+
+
+def _is_not(made: Any, what: str, missing: str) -> str:
+    made_what = f"{type(made).__name__}, which is not {what}: it has no {missing!r}"
+    if inspect.isclass(made):
+        made_what = f"class, {made.__name__}, and not an instance of it"
+    return (
+        f"the class or factory made a {made_what}. Check the class or factory that the env agent "
+        f"was started with"
+    )
+
+
+def check_gym_vector(made: Any) -> None:
+    """Raise WrongTarget if this is a vector of gym before 0.26."""
+    if isinstance(made, getattr(sys.modules.get("gym.vector"), "VectorEnv", ())):
+        bare: Any = getattr(made, "unwrapped", made)
+        names, others = _parameters(bare.reset)
+        if "return_info" in names or not ("seed" in names or others):
+            raise WrongTarget(
+                f"the class or factory made a {type(made).__name__} of gym before 0.26, whose "
+                f"vectors cannot be served. Install gym 0.26, or let the factory make a single "
+                f"environment: gymwire makes the vector"
+            )
 
 
 def _vector_classes() -> tuple[Any, ...]:
@@ -606,6 +619,7 @@ def _make_registered_vector(
         registration: Any = importlib.import_module("gymnasium.envs.registration")
     except ImportError:
         return None, None
+    name = name.rpartition(":")[2]
     entry = getattr(registration.registry.get(name), "vector_entry_point", None)
     if entry is None or not hasattr(registration, "VectorizeMode"):  # before gymnasium 1.0
         return None, None
@@ -1087,18 +1101,9 @@ class HostedOwnVector(Hosted):
         self._config: Any = config if isinstance(config, Mapping) else {}
         for name in (*SPACES, "num_envs", "reset", "step", "close"):
             if not hasattr(env, name) and not (name == "num_envs" and name in self._config):
-                raise TypeError(
-                    f"The class or factory made a {type(env).__name__}, which is not a vector: it "
-                    f"has no {name!r}."
-                )
+                raise WrongTarget(_is_not(env, "a vector", name))
+        check_gym_vector(env)
         super().__init__(env, render_mode, given)
-        of_gym = getattr(sys.modules.get("gym.vector"), "VectorEnv", ())
-        if isinstance(env, of_gym) and (self._asks_for_info or not self._reset_takes["seed"]):
-            raise TypeError(
-                f"The class or factory made a {type(env).__name__} of gym before 0.26, whose "
-                f"vectors cannot be served. Install gym 0.26, or let the factory make a single "
-                f"environment: gymwire makes the vector."
-            )
 
     def facts(self) -> dict[str, Any]:
         """Return what the env agent must know, as attributes."""
@@ -1210,6 +1215,9 @@ class Child:
             name, args = unpack(body)
             if name == "make":
                 return VALUE, pack(self._make(index, *args))
+            if name in ("load", "keywords"):
+                target = self._target(*args)
+                return VALUE, pack(keywords(target) if name == "keywords" else None)
             env = self._envs[index]
             if name == "close":
                 del self._envs[index]
@@ -1219,14 +1227,8 @@ class Child:
                 raise
             return RAISED, pack(_told(error))
 
-    def _make(
-        self, index: int, name: str, mode: Any, kwargs: bytes, kind: str, given: Any, vector: Any
-    ) -> Any:
-        """Make an environment, or a vector if that is what the class or factory makes.
-
-        `vector`: the number of environments, the autoreset mode (None: any), and whether the
-        class or factory is known to make vectors.
-        """
+    def _target(self, name: str) -> Any:
+        """Return what `load` does, and know whether it uses numpy."""
         global np
         if name not in self._targets:
             target = self._targets[name] = load(name)
@@ -1237,7 +1239,17 @@ class Child:
                 REWARDS[np.float64] = 1
             except ImportError:
                 np = None
-        made, facts, target = None, None, self._targets[name]
+        return self._targets[name]
+
+    def _make(
+        self, index: int, name: str, mode: Any, kwargs: bytes, kind: str, given: Any, vector: Any
+    ) -> Any:
+        """Make an environment, or a vector if that is what the class or factory makes.
+
+        `vector`: the number of environments, the autoreset mode (None: any), and whether the
+        class or factory is known to make vectors.
+        """
+        made, facts, target = None, None, self._target(name)
         num_envs, autoreset, is_known = vector
         if is_known or makes_vectors(target) or (isinstance(target, str) and autoreset):
             made, facts = make_vector(target, mode, unpack(kwargs), num_envs, autoreset)
@@ -1252,6 +1264,9 @@ class Child:
 
     @staticmethod
     def _hosted(made: Any, mode: Any, kind: str, given: Any) -> Hosted:
+        for name in ("reset", "step"):
+            if inspect.isclass(made) or not callable(getattr(made, name, None)):
+                raise WrongTarget(_is_not(made, "an environment", name))
         inner = getattr(made, "unwrapped", made)  # wrappers of gymnasium 0.29 warn when asked
         is_of_dm_env = hasattr(inner, "observation_spec") and hasattr(inner, "action_spec")
         made = converted(DmEnv(made) if is_of_dm_env else made, kind)

@@ -13,9 +13,11 @@ from gymnasium import Space
 from gymnasium.envs.registration import VectorizeMode
 from gymnasium.vector import AutoresetMode
 
-from gymwire.env_agent import closing
+from gymwire.env_agent import closing, env_names
 from gymwire.env_agent.adapters import pettingzoo, vectors
+from gymwire.env_agent.adapters.openenv import SCHEME
 from gymwire.env_agent.closing import closed_on_error
+from gymwire.env_agent.elsewhere import EnvironmentGone
 from gymwire.env_agent.factory import (
     NO_ARGUMENTS,
     NO_RENDER_MODE,
@@ -29,7 +31,7 @@ from gymwire.env_agent.factory import (
 from gymwire.env_agent.failure_reports import CodeRaised, WrongKeywords
 from gymwire.env_agent.forks import end_if_forked
 from gymwire.env_agent.interpreter import child_errors
-from gymwire.env_agent.interpreter.child import NotFound
+from gymwire.env_agent.interpreter.child import WrongTarget
 from gymwire.env_agent.interpreter.child_env import ChildEnv, ChildVector
 from gymwire.env_agent.interpreter.child_errors import RaisedInChild
 from gymwire.env_agent.interpreter.child_process import ChildProcess, check_version
@@ -43,9 +45,11 @@ from gymwire.env_agent.interpreter.child_vector import (
 from gymwire.env_agent.interpreter.process_watch import ProcessWatch
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import EnvKind
+from gymwire.protocol.named_tuples import MAX_NAME
 
 DEPRECATED = "DeprecatedEnv"  # gymnasium's and gym's error for an old version of an id
-NOT_FOUND = ("__main__", NotFound.__name__)  # the module and the class where it is raised
+NOT_INSTALLED = "DependencyNotInstalled"  # theirs for a missing package
+WRONG_TARGET = ("__main__", WrongTarget.__name__)  # the module and the class where it is raised
 # The environment chooses the texts that are searched: no pattern may take quadratic time.
 _MISSING_KEYWORD = re.compile(
     r"missing \d+ required (?:positional|keyword-only) arguments?: '(\w+)'"
@@ -80,6 +84,9 @@ class ChildFactory:
         kwargs: Mapping[str, Any],
         spaces: str | None = None,
     ) -> None:
+        env_names.check_name(env)
+        if env.startswith(SCHEME):
+            raise ConfigurationError(f"{env}: the server runs the environment. Omit --python.")
         self._address = address
         self._env = env
         # Before the module of the spaces is imported, which may change the working directory.
@@ -109,10 +116,8 @@ class ChildFactory:
         """
         check_version(self.python)
         try:
-            made = self._in_process(lambda process: self._make(process, None, {}, None))
+            made = self._in_process(self._load_and_make, self._env)
         except RaisedInChild as error:
-            if (type(error).__module__, type(error).__name__) == NOT_FOUND:
-                raise ConfigurationError(f"{self._env}: {error}.") from None
             if type(error).__name__ == DEPRECATED and _names(error, self._env):
                 raise ConfigurationError(f"{self._env}: {str(error).rstrip('.')}.") from None
             raise
@@ -165,13 +170,30 @@ class ChildFactory:
 
         return self._in_process(make)
 
-    def _in_process(self, make: Callable[[ChildProcess], _Made]) -> _Made:
+    def _load_and_make(self, process: ChildProcess) -> ChildEnv:
+        try:
+            process.call(0, "load", self._env)
+        except RaisedInChild as error:
+            if _is_wrong_target(error):
+                raise
+            if type(error).__name__ == NOT_INSTALLED:
+                raise ConfigurationError(f"{self._env} cannot be used yet: {error}") from None
+            module = self._env.rpartition(":")[0]
+            raise CodeRaised(f"{self._env}: importing {module!r} raised", error) from error
+        return self._make(process, None, {}, None)
+
+    def _in_process(self, make: Callable[[ChildProcess], _Made], given: str = "") -> _Made:
+        """Return what `make` makes; `given`: the name for errors, with the operator's path."""
         process = ChildProcess(self._watch, self.python, self._address)
         try:
             return make(process)
-        except BaseException:
+        except BaseException as error:
             process.kill()
-            raise
+            if not _is_wrong_target(error):
+                raise
+            if given and ":" not in given:
+                env_names.check_no_file(given)
+            raise ConfigurationError(f"{given or self.name}: {error}.") from None
 
     def _make(
         self,
@@ -195,7 +217,9 @@ class ChildFactory:
                 raise
             # NO_RENDER_MODE already says what to do; an operator gets the env agent's advice.
             if wrong != NO_RENDER_MODE:
-                wrong += "." if kind is None else f". {CHECK}"
+                known_keywords = self._keywords(process)
+                wrong += f"; it takes {known_keywords}." if known_keywords else "."
+                wrong += "" if kind is None else f" {CHECK}"
             raise WrongKeywords(f"{self.name} {wrong}") from error
         if kind is not None and (not isinstance(made, OwnVector) or request is ONE):
             with closed_on_error([made]):
@@ -204,11 +228,22 @@ class ChildFactory:
                 pettingzoo.check_kind(made.kind, kind, self.name)
         return made
 
+    def _keywords(self, process: ChildProcess) -> str:
+        """Return the keyword arguments that are known, as a text."""
+        try:
+            return ", ".join(process.call(0, "keywords", self._env))[:MAX_NAME]
+        except (RaisedInChild, EnvironmentGone, TypeError):
+            return ""
+
 
 def _of_single(makers: list[Callable[[], Any]], mode: AutoresetMode) -> ChildVector:
     made = ChildVector(makers, mode)
     made.spec = made.envs[0].spec
     return made
+
+
+def _is_wrong_target(error: BaseException) -> bool:
+    return (type(error).__module__, type(error).__name__) == WRONG_TARGET
 
 
 def _names(error: RaisedInChild, env: str) -> bool:

@@ -9,16 +9,19 @@ arrive as a marked tuple, of which `decode` makes:
 | (MARK, "converted", type, form, value)     | in an info, what stands for the original value;  |
 |                                            | elsewhere, the value that the process made of it |
 | (MARK, "other", type, repr)                | an object that only shows its type and its repr  |
+| (MARK, "pairs", keys, values, is_ordered)  | a dict with keys that are marked, or no map has  |
 
-The env agent then treats them as it treats such values of an environment of its own: it converts
-and reports what is in an info, or refuses it. `_STAND_INS` has the forms.
+In keys, repr and text of the original are behind a value of "converted", and the text behind that
+of "other". The env agent then treats them as it treats such values of an environment of its own: it
+converts and reports what is in an info, or refuses it. `_FORMS` has the forms.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, UserDict
-from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from collections.abc import Callable
+from functools import lru_cache
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -31,11 +34,13 @@ from gymwire.protocol.conversions import Converted
 from gymwire.protocol.crowding import is_crowded
 from gymwire.protocol.errors import DecodingError, EncodingError
 from gymwire.protocol.named_tuples import MAX_FIELDS, MAX_NAME, MAX_TYPES, base_type
-from gymwire.protocol.value_limits import CROWDED, FREE_BYTES, MAX_OTHER_KEYS, PER_BYTE
+from gymwire.protocol.value_limits import FREE_BYTES, MAX_OTHER_KEYS, PER_BYTE
 
 Form = tuple[str, list[int] | None]
 """Dtype and shape of the values of a space; shape None: NumPy scalars."""
 Step = tuple[Any, float, bool, bool, dict[str, Any]]
+_REPR_LENGTH = 200
+_MAX_KEY = 4096  # more than can be sent: equal hashes make Python compare the keys
 _LIST, _ITEM, _NUMBER, _TEXT = 64, 8, 32, 80  # bytes of memory
 _REWARDS: tuple[Callable[[float], Any], ...] = (float, np.float64)  # by child.REWARDS
 
@@ -86,20 +91,35 @@ class _Restorer:
         if kind is list:
             return [self.restore(item) for item in value]
         if kind is dict or kind is OrderedDict:
-            return kind(zip(self._keys(value), map(self.restore, value.values()), strict=True))
+            return kind(zip(value, map(self.restore, value.values()), strict=True))
         if kind is not tuple:
             return value
         if not _is_marked(value):
             return tuple(self.restore(item) for item in value)
         return _RESTORED[value[1]](self, *value[2:])
 
-    def _keys(self, value: Any) -> list[Any]:
-        """Return the keys of a dict, which have other hashes than before if they were marked."""
-        keys = [self.restore(key) for key in value]
-        others = sum(type(key) not in (str, bytes) for key in keys)
-        if others > MAX_OTHER_KEYS and is_crowded([hash(key) for key in keys]):
-            raise DecodingError(f"A map has {CROWDED}.")
-        return keys
+    def pairs(self, keys: Any, items: Any, is_ordered: Any) -> Any:
+        found = [self._key(key) for key in keys]
+        pairs = zip(found, map(self.restore, items), strict=True)
+        made: dict[Any, Any] = OrderedDict() if is_ordered else {}
+        others = [key for key in found if type(key) not in (str, bytes)]
+        is_crowd = len(others) > MAX_OTHER_KEYS and is_crowded([hash(key) for key in found])
+        if is_crowd or any(_size_of_key(key) > _MAX_KEY for key in others):
+            shown = ", ".join(f"{key!r}: {item!r}" for key, item in islice(pairs, _REPR_LENGTH))
+            return _shown_as(type(made), f"{{{shown[:_REPR_LENGTH]}}}")
+        for key, item in pairs:
+            made[_other_than(made, key)] = item
+        return made
+
+    def _key(self, key: Any) -> Any:
+        found, is_info = self.restore(key), self._is_info
+        try:
+            hash(found)
+        except TypeError:  # outside of infos, a dataclass became a dict
+            self._is_info = True
+            found = self.restore(key)
+            self._is_info = is_info
+        return found
 
     def reordered(self, axes: Any, array: Any) -> Any:
         return reorder(axes, array)
@@ -118,18 +138,18 @@ class _Restorer:
             raise ValueError("there are too many types of named tuples")
         return _named_tuple(name, fields, str(kind)[:MAX_NAME])(*map(self.restore, items))
 
-    def converted(self, name: Any, form: Any, value: Any) -> Any:
-        name, value, stand_in = str(name)[:MAX_NAME], self.restore(value), _STAND_INS[form]
+    def converted(self, name: Any, form: Any, value: Any, *texts: Any) -> Any:
+        name, value = str(name)[:MAX_NAME], self.restore(value)
         if self._is_info:
-            return stand_in(name, value)
+            return _stand_in(form, name, value, *texts)
         known = self._tensors
         if form != "array" or known is None or name in known or len(known) >= MAX_TYPES:
             return value
         known.add(name)
-        return stand_in(name, value)
+        return _stand_in(form, name, value)
 
-    def other(self, name: Any, text: Any) -> Any:
-        return _type(str(name)[:MAX_NAME], _Shown)(str(text))
+    def other(self, name: Any, text: Any, label: Any = None) -> Any:
+        return _type(str(name)[:MAX_NAME], _Shown)(str(text), label)
 
 
 _RESTORED: dict[Any, Callable[..., Any]] = {
@@ -138,6 +158,7 @@ _RESTORED: dict[Any, Callable[..., Any]] = {
     "named": _Restorer.named,
     "converted": _Restorer.converted,
     "other": _Restorer.other,
+    "pairs": _Restorer.pairs,
 }
 
 
@@ -161,14 +182,60 @@ def _named_tuple(name: str, fields: tuple[str, ...], kind: str) -> type[Any]:
     return found
 
 
-class _Shown:
-    """Stands for an object that has no form."""
+class _Labelled:
+    """Shows what its original shows: `texts` begins with its repr and its text."""
 
-    def __init__(self, text: str) -> None:
-        self._text = text
+    texts: tuple[str, ...] = ("", "")
 
     def __repr__(self) -> str:
-        return self._text
+        return self.texts[0]
+
+    def __str__(self) -> str:
+        return self.texts[1]
+
+
+class _Equal(_Labelled):
+    """Equals others of the same type that have the same texts and the same number."""
+
+    number = 0
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Equal) or type(other) is not type(self):
+            return False
+        return (self.texts, self.number) == (other.texts, other.number)
+
+    def __hash__(self) -> int:
+        return hash(self.texts)
+
+
+class _Shown(_Equal):
+    """Stands for an object that has no form."""
+
+    def __init__(self, text: str, label: Any = None) -> None:
+        self.texts = text, text if label is None else str(label)
+
+
+def _size_of_key(key: Any) -> int:
+    if isinstance(key, tuple):
+        return _NUMBER + sum(map(_size_of_key, key))
+    if isinstance(key, _Equal):
+        return sum(map(len, key.texts))
+    return len(key) if isinstance(key, str | bytes) else _NUMBER
+
+
+def _shown_as(kind: type, text: str) -> _Shown:
+    shown: _Shown = _type(f"{kind.__module__}.{kind.__qualname__}"[:MAX_NAME], _Shown)(text)
+    return shown
+
+
+def _other_than(known: Any, key: Any) -> Any:
+    """Return a key, or if it is known, another one that shows it."""
+    if key not in known:
+        return key
+    shown = _shown_as(type(key), repr(key))
+    while shown in known:
+        shown.number += 1
+    return shown
 
 
 class _Tensor:
@@ -192,31 +259,41 @@ class _Tensor:
         return float(self._array)
 
 
-def _stand_in(became: str, bases: Mapping[type, type], name: str, value: Any) -> Any:
+# What a value became, and the bases of the type of its stand-in, by the type of the result and the
+# form in which it arrives. Gymnasium's vectors treat dicts and numbers differently from other
+# mappings and other values.
+_FORMS: dict[Any, tuple[str, dict[type, type]]] = {
+    "array": ("array", {np.ndarray: _Tensor}),
+    "dict": ("dict", {dict: dict}),
+    "mapping": ("dict", {dict: UserDict}),
+    "fields": ("dict", {}),
+    "list": ("list", {}),
+    "value": ("value", {}),
+    "number": ("value", {int: int, float: float}),
+    "text": ("value", {str: str}),
+}
+_ATOMS = (int, float, str)
+
+
+def _stand_in(form: Any, name: str, value: Any, *texts: Any) -> Any:
     """Return what stands for a value of the type `name`, which became this value.
 
-    `bases`: the type of the value → the base of its stand-in's type.
+    `texts`: of a key, its repr and its text.
     """
+    became, bases = _FORMS[form]
     base = bases.get(type(value))
-    if base is not None and base not in _NUMBERS:
-        return _type(name, base)(value)
-    made = _type(name, Converted)() if base is None else _type(name, Converted, base)(value)
+    if base is not None and base not in _ATOMS:
+        if not texts:
+            return _type(name, base)(value)
+        base = None
+    kinds: list[type] = [Converted]
+    if texts:
+        kinds.insert(0, _Equal if base is None else _Labelled)
+    made = _type(name, *kinds)() if base is None else _type(name, *kinds, base)(value)
     made.became, made.value = became, value
+    if texts:
+        made.texts = (*map(str, texts), repr(value))
     return made
-
-
-_NUMBERS: dict[type, type] = {int: int, float: float}
-# What stands for a value, by the form in which it arrives. Gymnasium's vectors treat dicts and
-# numbers differently from other mappings and other values.
-_STAND_INS: dict[Any, Callable[[str, Any], Any]] = {
-    "array": partial(_stand_in, "array", {np.ndarray: _Tensor}),
-    "dict": partial(_stand_in, "dict", {dict: dict}),
-    "mapping": partial(_stand_in, "dict", {dict: UserDict}),
-    "fields": partial(_stand_in, "dict", {}),
-    "list": partial(_stand_in, "list", {}),
-    "value": partial(_stand_in, "value", {}),
-    "number": partial(_stand_in, "value", _NUMBERS),
-}
 
 
 def form_of(space: Space[Any]) -> Form | None:

@@ -242,6 +242,6 @@ def plain(request: Message) -> Message:
             if options is not None:
                 options = {key: one for key, one in options.items() if key != "reset_mask"}
             return Reset(seed[0] if isinstance(seed, list) else seed, options)
-        case Call("set", args=(values, *more)):
+        case Call("set", args=(list() | tuple() as values, *more)):
             return replace(request, args=(values[0], *more))
     return request

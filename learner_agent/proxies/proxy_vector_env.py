@@ -377,15 +377,16 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             BatchSizeError: the list does not have one value for each environment.
             AttributeDenied: the env agent does not expose the attribute.
         """
-        if not isinstance(values, (list, tuple)):
-            values = [values] * self.num_envs
-        if len(values) != self.num_envs:
+        is_each = isinstance(values, (list, tuple))
+        if is_each and len(values) != self.num_envs:
             raise BatchSizeError(f"{len(values)} values for {self.num_envs} environments.")
         if name == "np_random":
-            values = [generators.describe(value) for value in values]
+            given = values if is_each else [values] * self.num_envs
+            values, is_each = [generators.describe(one) for one in given], True
             self._release_generators(range(self.num_envs))
-        parts = enumerate(self._group.slices)
-        self._ask({i: Call("set", name, (values[part],)) for i, part in parts})
+        # A vector that does not consist of single environments must not get a list of equal values.
+        parts = [(values[part] if is_each else values,) for part in self._group.slices]
+        self._ask({i: Call("set", name, part) for i, part in enumerate(parts)})
 
     @keeps_replies
     @in_rounds

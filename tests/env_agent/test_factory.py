@@ -41,6 +41,9 @@ class Needy(Mine):
     def __init__(self, size=1, *more, speed):
         super().__init__(size + speed())
 
+class Spaceless(gymnasium.Env):
+    pass
+
 number = 3
 """
 OWN = """
@@ -134,6 +137,7 @@ def test_the_learners_arguments_override_the_operators() -> None:
         ("..mine:Env", r"'\.\.mine' is not the name of a module"),
         ("openenv:http://[::1", "is not the URL of an OpenEnv server"),
         ("openenv:http://here:port", "is not the URL of an OpenEnv server"),
+        ("mine:", "^mine: ends with a colon. Behind it, name the class or factory in mine"),
         ("mine:number", "neither a class nor a factory"),
         ("mine", r"a file mine\.py\. To use it, name the class .* mine\.py:MyEnv"),
         ("elsewhere.own", r"a file elsewhere/own\.py\. To use it, .* elsewhere/own\.py:MyEnv"),
@@ -182,6 +186,12 @@ def test_the_copy_that_a_module_forks_ends_where_it_wants(folder: Path) -> None:
 def test_a_factory_must_return_an_environment() -> None:
     with pytest.raises(ConfigurationError, match=r"returned int, not a gymnasium\.Env"):
         resolve("mine:no_env", {}).make(None, {})
+
+
+def test_an_environment_without_spaces_is_told_where_to_set_them() -> None:
+    said = r"^mine:Spaceless: its observation_space is NoneType, .* constructor of Spaceless\.$"
+    with pytest.raises(ConfigurationError, match=said):
+        resolve("mine:Spaceless", {}).make_first()
 
 
 @pytest.mark.parametrize("place", ["", "./", "elsewhere/"])

@@ -7,7 +7,7 @@ import dataclasses
 import enum
 import math
 from collections import Counter, OrderedDict, UserDict, defaultdict, namedtuple
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from gymwire.env_agent.interpreter import child, child_errors, child_values
-from gymwire.protocol import arrays, crowding, named_tuples, values
+from gymwire.protocol import arrays, named_tuples, values
 from gymwire.protocol import value_limits as limits
 from gymwire.protocol.errors import DecodingError
-from gymwire.protocol.faults import _size_of_key, is_encodable
 from gymwire.protocol.named_tuples import rebuild
+from tests import rich_envs
 from tests.hostile_values import PRIME, crowding_numbers
 from tests.plain_envs import Asked
 from tests.rich_envs import Tensor
@@ -84,7 +84,7 @@ PLAIN: list[Any] = [
 
 @pytest.mark.parametrize("value", PLAIN, ids=lambda value: f"{value!r:.20}")
 def test_plain_values_pass_in_both_directions(value: Any) -> None:
-    assert_same(values.decode(child.pack(value)), value)
+    assert_same(child_values.decode(child.pack(value)), value)
     assert_same(child.unpack(values.encode(value)), value)
 
 
@@ -194,6 +194,7 @@ class Same:
 Pair = namedtuple("Pair", ["left", "right"])
 Renamed = namedtuple("Renamed", ["class", "x"], rename=True)
 Wide: Any = namedtuple("Wide", [f"x{i}" for i in range(257)])  # type: ignore[misc]
+WIDE_KEYS: list[Any] = [rich_envs.Wide(*range(20)), rich_envs.Wider(*range(59))]
 Long = type("Long", (Pair,), {"_fields": ("x" * 257, "y")})
 CIRCLE: list[Any] = []
 CIRCLE += [CIRCLE, CIRCLE]
@@ -203,7 +204,7 @@ UNUSUAL: list[Any] = [
     {Pair(1, (2,)): 1}, {Place(1): 1}, {(Place(1), 2): 1}, Renamed(1, 2), {Color.RED: 1, 1: 2},
     {"b": 1, Color.BLUE: 2}, {(Color.RED,): 1, None: 2, True: 3, 1.5: 4}, CIRCLE, {"a": CIRCLE},
     {i: i for i in range(256)}, {i: i for i in range(257)}, {(i, "x" * 60): 0 for i in range(3)},
-    {("x" * 600,): 1}, {("😀" * 100,): 1}, 2**2046, 2**2048, -(2**9000), "\ud800", {"\udfff": 1},
+    {("x" * 600,): 1}, {("😀" * 100,): 1}, 2**2046, 2**2048, -(2**9000), "\ud800",
     ["a", "\ud800"], Broken(), type("A[int]", (Pair,), {})(1, 2), [Pair([Place(Color.RED)], 2)],
     Wide(*range(257)), Long(1, 2), Level.LOW, Odd.ONE, Modes.A | Modes.B, Shout.LOUD,
     defaultdict(list, a=[Level.LOW]), UserDict(a=Place(1)), (Place(Color.BLUE), [Level.LOW]),
@@ -211,7 +212,12 @@ UNUSUAL: list[Any] = [
     *({(one,) * n: 1} for one in (0, "x", b"xy", None, 2**70) for n in (7, 10, 23, 38, 41, 42)),
     OrderedDict({(0,) * 42: 1}), {("x" * 600,): 1, (0,) * 42: 2}, {"x" * 600: 1, Shout.LOUD: 2},
     {Odd.ONE: 1, Same(): 2, Same(): 3}, {Same(): 1, Same(): 2, Same(): 3},
-    {"a" * 300 + "\ud800": 1, "a" * 300 + "\ud801": 2}, {2**3000: 1, 2**3000 + 1: 2, 3: 4},
+    {Shout.LOUD: 1}, {Place(1): 1, Pair(Place(1), 1): 2}, {Path("/x"): 1},
+    {i: i for i in range(1000)}, dict.fromkeys(crowding_numbers(1000)), {Level.LOW: 1, "3": 2},
+    *({key: 1, key._make([Color.RED] * len(key)): 2} for key in WIDE_KEYS),
+    {Pair((0,) * 30, 1): 1}, {Pair(0, "x" * 480): 1},
+    {(Same(),) * 8: 1},
+    {2**3000: 1, 2**3000 + 1: 2, 3: 4},
 ]  # fmt: skip
 UNUSUAL_ARRAYS: list[Any] = [
     np.array(Color.RED, object), np.array({"a": Place(1)}, object), CIRCLE_OF_OBJECTS,
@@ -231,10 +237,9 @@ def _from_there(value: Any) -> Any:
 
 
 def _report(value: Any, *, strict: bool) -> list[Any]:
-    """Return what the env agent logs or refuses of a value in an info, except in keys."""
+    """Return what the env agent logs or refuses of a value in an info."""
     _, faults, conversions = values.convert({"it": value}, root="info", only_tensors=strict)
-    found = [*conversions, *((fault.path,) for fault in faults)]
-    return [one for one in found if not one[0].startswith("the key")]
+    return [*conversions, *((fault.path,) for fault in faults)]
 
 
 def _check_unusual(value: Any) -> None:
@@ -247,6 +252,12 @@ def _check_unusual(value: Any) -> None:
 @pytest.mark.parametrize("index", range(len(UNUSUAL)))
 def test_an_unusual_value_arrives_as_from_an_environment_here(index: int) -> None:
     _check_unusual(UNUSUAL[index])
+
+
+def test_keys_with_lone_surrogates_arrive_as_from_an_environment_here() -> None:
+    for keys in (["\udfff"], ["😀" * 199 + "\ud800"], ["a" * 300 + "\ud800", "a" * 300 + "\ud801"]):
+        value = dict.fromkeys(keys, 1)
+        assert_same(_as_info(_from_there(value)), _as_info(value))
 
 
 @pytest.mark.parametrize("index", range(len(UNUSUAL_ARRAYS)))
@@ -296,23 +307,11 @@ def test_an_action_in_another_memory_order_is_not_sent_as_raw_bytes() -> None:
 
 
 def test_the_limits_of_values_are_those_of_the_protocol() -> None:
-    for name in ("MAX_DEPTH", "MAX_INT_BYTES", "MAX_OTHER_KEYS", "MAX_OTHER_KEY_BYTES"):
+    for name in ("MAX_DEPTH", "MAX_INT_BYTES", "MAX_OTHER_KEYS"):
         assert getattr(child, name) == getattr(values if name == "MAX_DEPTH" else limits, name)
     assert child.MAX_DIMS == arrays.MAX_DIMS
     assert child.MAX_EMPTY == arrays.MAX_EMPTY
     assert child.MAX_NAME == named_tuples.MAX_NAME == named_tuples.MAX_FIELDS
-    assert child.MAX_TRIES == crowding.MAX_TRIES
-    for numbers in (crowding_numbers(1000), [*range(1000)], [PRIME * i for i in range(1000)]):
-        hashes = [*map(hash, numbers)]
-        assert child.is_crowded(hashes) is crowding.is_crowded(hashes)
-        assert crowding.is_crowded(hashes) is (numbers[2] != 2)
-
-
-def test_a_dict_with_many_keys_that_are_numbers_is_a_dict_there() -> None:
-    many = dict.fromkeys(range(1000), "x")
-    assert values.decode(child.pack(many)) == many
-    crowded = dict.fromkeys(crowding_numbers(1000))
-    assert child.pack(crowded) == child._pack_opaque(crowded)
 
 
 def equal_hashes(n: int) -> list[tuple[int, int]]:
@@ -330,22 +329,6 @@ def equal_hashes(n: int) -> list[tuple[int, int]]:
     return found
 
 
-@pytest.mark.parametrize(
-    "key", ["😀" * 199 + "\ud800", Pair((0,) * 30, 1), Pair(0, "x" * 480), (Same(),) * 8]
-)
-def test_a_dict_whose_keys_are_too_large_to_be_sent_is_shown_by_its_repr(key: Any) -> None:
-    value = {key: 1}
-    assert child.pack(value) == child._pack_opaque(value)
-    assert child.pack(OrderedDict(value)) == child._pack_opaque(OrderedDict(value))
-
-
-def test_the_size_of_a_key_is_that_of_the_protocol() -> None:
-    child.np = np
-    for key in (*PLAIN, *NUMBERS, (1, ("é", b"x", (True, 2**70))), np.float32(1), np.str_("é")):
-        if is_encodable({key: 1} if isinstance(key, Hashable) else key, 2):
-            assert child._size_of_key(key) == _size_of_key(key)
-
-
 def test_what_stands_for_a_converted_value_has_its_repr() -> None:
     for value in (Color.RED, Place(1), Level.LOW, UserDict(a=1)):
         assert repr(_from_there([value])[0]) == repr(child._convert(value, type(value))[1])
@@ -354,9 +337,13 @@ def test_what_stands_for_a_converted_value_has_its_repr() -> None:
 def test_keys_that_are_marked_may_not_collide_either() -> None:
     pairs = equal_hashes(300)
     assert len(set(map(hash, pairs))) == 1
-    sent = {(child.MARK, "named", f"x{i % 60}", ("a", "b"), pairs[i], ""): None for i in range(300)}
-    with pytest.raises(DecodingError, match="hashes are too similar"):
-        child_values.decode(values.encode(sent))
+    named = [(child.MARK, "named", f"x{i % 60}", ("a", "b"), pairs[i], "") for i in range(300)]
+    sent = (child.MARK, "pairs", named, [None] * 300, False)
+    found = child_values.decode(values.encode(sent))
+    assert (type(found).__qualname__, repr(found)[:9]) == ("dict", "{x0(a=17,")
+    large = [(*pair, "x" * 10_000) for pair in pairs[:200]]
+    found = child_values.decode(child.pack((child.MARK, "pairs", large, large, False)))
+    assert (type(found).__qualname__, len(repr(found))) == ("dict", 202)
     usual = {Pair(x, y): None for x in range(20) for y in range(20)}
     assert child_values.decode(child.pack(usual)) == usual
 
@@ -433,6 +420,15 @@ def test_values_are_converted_at_once_except_in_infos(kind: Any) -> None:
 def test_an_unknown_form_is_malformed() -> None:
     with pytest.raises(DecodingError):
         _from_there((child.MARK, "converted", "m.x", "nothing", 1))
+
+
+@pytest.mark.parametrize("pairs", [([1], []), ([[]], [1]), (1, 1), ([1],), ([([],)], [1])])
+def test_pairs_that_are_no_dict_are_malformed(pairs: tuple[Any, ...]) -> None:
+    for value in ((child.MARK, "pairs", *pairs, False), [(child.MARK, "pairs", *pairs, False)]):
+        with pytest.raises(DecodingError):
+            _from_there(value)
+        with pytest.raises(DecodingError):
+            child_values.decode(child.pack(value))
 
 
 def test_long_names_of_types_are_cut_because_they_are_kept() -> None:

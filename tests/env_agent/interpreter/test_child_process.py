@@ -52,7 +52,7 @@ class Channel(child.Channel):
 child.Channel = Channel
 child.main(*map(int, sys.argv[3:]))
 """
-HELLO, RESET, STEP = 1, 4, 5  # hello, make, compile, reset, step
+HELLO, RESET, STEP = 1, 5, 6  # hello, load, make, compile, reset, step
 
 
 @pytest.fixture
@@ -274,6 +274,8 @@ class Busy:
     observation_space = action_space = type("Space", (), {"n": 3})()
     def reset(self, seed=None, options=None):
         return 0, {}
+    def step(self, action):
+        return 0, 0.0, False, False, {}
     def close(self):
         raise ValueError("busy")
 """

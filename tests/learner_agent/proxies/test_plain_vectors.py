@@ -104,6 +104,9 @@ def test_attributes_are_those_of_each_environment(broker: str) -> None:
         assert_same(local.reset(seed=2), remote.reset(seed=2))
         assert_same(local.get_attr("mood"), remote.get_attr("mood"))
         for vector in (local, remote):
+            vector.set_attr("mood", 0.5)
+        assert remote.get_attr("mood") == (0.5, 0.5, 0.5)
+        for vector in (local, remote):
             vector.set_attr("mood", [1.0, 2.0, 3.0])
         assert remote.get_attr("mood") == (1.0, 2.0, 3.0)
         assert_same(local.call("action_masks"), remote.call("action_masks"))

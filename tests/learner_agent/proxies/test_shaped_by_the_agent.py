@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -132,3 +133,14 @@ def test_a_vector_refuses_attributes_that_would_change_nothing(network: Network)
         vector._private = 1
         with pytest.raises(AttributeDenied, match="does not expose 'gravity'"):
             vector.set_attr("gravity", 500)
+
+
+@pytest.mark.parametrize(("python", "sessions"), [(None, 1), (sys.executable, 2)])
+def test_a_vector_as_a_whole_gets_the_one_value_for_all(
+    network: Network, python: str | None, sessions: int
+) -> None:
+    env = "tests.offered_vectors:Walkers"
+    network.env_agent(service(address="own", env=env, python=python, expose=["gravity"]))
+    with ProxyVectorEnv("own", 2, BROKER, sessions=sessions) as vector:
+        vector.set_attr("gravity", 2.5)
+        assert vector.get_attr("gravity") == (2.5,) * sessions
