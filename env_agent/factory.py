@@ -29,6 +29,7 @@ from gymwire.env_agent.forks import end_if_forked
 from gymwire.env_agent.hosted_vector import HostedVector
 from gymwire.env_agent.wrappers import Wrapper, wrap
 from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.extras import not_installed, pip
 from gymwire.protocol.messages import MULTI_AGENT, EnvKind
 
 Env = gymnasium.Env[Any, Any]
@@ -496,10 +497,10 @@ def _import(module_name: str, name: str, load: Callable[[], Any]) -> Any:
                 "contains it, or name its file: ./path/to/file.py:MyEnv"
             )
         else:
-            hint = f"{module_name} needs it: pip install {missing.partition('.')[0]}"
+            hint = f"{module_name} needs it: {pip()} install {missing.partition('.')[0]}"
         raise ConfigurationError(f"{name}: there is no module {missing!r}. {hint}.") from None
     except gymnasium.error.DependencyNotInstalled as error:
-        raise ConfigurationError(f"{name} cannot be used yet: {error}") from None
+        raise not_installed(name, error) from None
     except (Exception, SystemExit) as error:
         end_if_forked(pid, error)
         raise CodeRaised(f"{name}: importing {module_name!r} raised", error) from error

@@ -125,16 +125,24 @@ def _show_warning(
     structlog.get_logger().warning("library warning", category=category.__name__, text=text)
 
 
+_WARNINGS = structlog.wrap_logger(
+    structlog.WriteLogger(_Stderr()),  # type: ignore[arg-type]
+    processors=[
+        structlog.processors.add_log_level,
+        _without_control,
+        structlog.dev.ConsoleRenderer(colors=False, pad_level=False, sort_keys=False),
+    ],
+    wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+)
+
+
+class _Logger:
+    """Logs as structlog is configured at the time; until it is, only warnings."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(structlog.get_logger() if structlog.is_configured() else _WARNINGS, name)
+
+
 def logger() -> Any:
     """Return the logger. In a user's program that does not configure structlog, it only warns."""
-    if structlog.is_configured():
-        return structlog.get_logger()
-    return structlog.wrap_logger(
-        structlog.WriteLogger(_Stderr()),  # type: ignore[arg-type]
-        processors=[
-            structlog.processors.add_log_level,
-            _without_control,
-            structlog.dev.ConsoleRenderer(colors=False, pad_level=False, sort_keys=False),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
-    )
+    return structlog.get_logger() if structlog.is_configured() else _Logger()

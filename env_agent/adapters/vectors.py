@@ -6,14 +6,13 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import structlog
 from gymnasium import Space
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from gymwire.env_agent.closing import closed_on_error
-from gymwire.protocol import spaces
+from gymwire.protocol import logs, spaces
 from gymwire.protocol.errors import ConfigurationError
 
 _MODES = {mode.name.replace("_", "").lower(): mode for mode in AutoresetMode}
@@ -166,7 +165,7 @@ def _mode(made: Any, name: str) -> AutoresetMode:
     mode = declared_mode(made)
     if mode is None:
         mode = AutoresetMode.NEXT_STEP
-        structlog.get_logger().warning(
+        logs.logger().warning(
             "vector environment declares no autoreset mode", env=name, assumed=mode.value
         )
     return mode

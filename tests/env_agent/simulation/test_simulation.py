@@ -6,12 +6,13 @@ import contextlib
 import itertools
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
+import structlog
 from gymnasium.spaces import Box, Discrete
 
 from gymwire import ProxyEnv, ProxyVectorEnv, Simulation
@@ -197,10 +198,25 @@ def test_the_program_renders_in_its_own_thread(broker_url: str) -> None:
     assert walker.threads == {threading.get_ident()}
 
 
-def test_a_render_mode_needs_a_program_that_renders(broker_url: str) -> None:
+@pytest.fixture
+def _structlog_is_not_configured() -> Iterator[None]:
+    before = structlog.get_config() if structlog.is_configured() else None
+    structlog.reset_defaults()
+    yield
+    if before is not None:
+        structlog.configure(**before)
+
+
+@pytest.mark.usefixtures("_structlog_is_not_configured")
+def test_a_render_mode_needs_a_program_that_renders(
+    broker_url: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     walker = Walker(broker_url)
     with walker.simulation, pytest.raises(GymwireError, match="render mode 'rgb_array'"):
         ProxyEnv(walker.address, broker_url, render_mode="rgb_array")
+    printed = capfd.readouterr()
+    assert printed.out == ""  # which belongs to the program
+    assert "session refused" in printed.err
 
 
 def test_an_exception_in_the_program_reaches_the_learner(broker_url: str) -> None:
