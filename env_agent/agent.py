@@ -220,7 +220,9 @@ class Agent:
         failed: GymwireError | None = None
         for service in self._services:
             try:
-                offer = environments.describe(service, service.max_sessions, url)
+                address, env = service.address, service.factory.name
+                with logs.logged_if_long("making environment", address=address, env=env):
+                    offer = environments.describe(service, service.max_sessions, url)
                 check_offer(*self._share([offer], 0))
                 offers.append(offer)
             except BaseException as error:  # noqa: BLE001 - the other offers can still be served

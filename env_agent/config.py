@@ -75,9 +75,10 @@ def service(  # noqa: PLR0913 - these are the keys of an offer
     if python is not None:
         factory = ChildFactory(address, env, python, env_kwargs or {}, spaces)
     else:
-        factory = replace(
-            resolve(env, env_kwargs or {}), wrappers=tuple(map(resolve_wrapper, wrap))
-        )
+        with logs.logged_if_long("importing environment", address=address, env=env):
+            factory = replace(
+                resolve(env, env_kwargs or {}), wrappers=tuple(map(resolve_wrapper, wrap))
+            )
     return Service(
         address,
         factory,

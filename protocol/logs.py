@@ -8,13 +8,16 @@ import logging
 import os
 import re
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 EVENT_COLUMNS = 16  # width of the column of events
+LONG_S = 1.0  # what takes longer than this is logged before it ends
 
 
 class _Stderr:
@@ -146,3 +149,15 @@ class _Logger:
 def logger() -> Any:
     """Return the logger. In a user's program that does not configure structlog, it only warns."""
     return structlog.get_logger() if structlog.is_configured() else _Logger()
+
+
+@contextlib.contextmanager
+def logged_if_long(event: str, **facts: Any) -> Iterator[None]:
+    """Log this event once if the block has not ended after LONG_S, so that people know of it."""
+    timer = threading.Timer(LONG_S, logger().info, (event,), facts)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
