@@ -333,6 +333,25 @@ def test_a_simulation_passes_the_checker(broker_url: str) -> None:
     assert verdicts[0].failure is None
 
 
+def test_a_wrong_state_is_raised_in_the_program_and_reaches_nobody(broker_url: str) -> None:
+    walker = Walker(broker_url)
+
+    def play() -> Any:
+        with ProxyEnv(walker.address, broker_url) as env:
+            env.reset()
+            return env.step(2)
+
+    with walker.simulation:
+        learner = Learner(play)
+        walker.loop(lambda: any(one.action is not None for one in walker.commands))
+        with pytest.raises(UsageError, match=r"of shape \(2,\) and dtype float64 is not in"):
+            walker.simulation.exchange(np.zeros(2))
+        with pytest.raises(UsageError, match="reward nan is not a number"):
+            walker.simulation.exchange(np.zeros(1), float("nan"))
+        walker.loop(learner.ended)
+        assert learner.get()[0] == np.array([1.0])
+
+
 def test_a_closed_simulation_says_so(broker_url: str) -> None:
     walker = Walker(broker_url)
     walker.simulation.close()
