@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import secrets
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -24,7 +24,8 @@ from gymwire.protocol.messages import (
     Progress,
 )
 
-FIRST_OPEN = 2**32  # the number of the first OPEN: larger than that of any request
+FIRST_OPEN = 2**40  # the least number of an OPEN: larger than that of any request of a session
+OPEN_BITS = 52  # of the numbers of OPEN: at random, so that no env agent can guess them (§7.4)
 WAITS = 6  # a whole check may take as long as this many answers at most
 
 T = TypeVar("T")
@@ -55,7 +56,6 @@ class Agent:
         self.progress = 0
         self.capacity = 1
         self._clock, self._timeout_s = clock, timeout_s
-        self._opens = itertools.count(FIRST_OPEN)
         self._inbox: dict[int, deque[Received]] = {}  # by sid, or by -seq of an OPEN
         self.sessions: dict[int, Session] = {}  # those of this check
         self._ends_at = 0.0
@@ -176,7 +176,7 @@ class Agent:
 
     def ask_to_open(self, request: Open) -> tuple[bytes, bytes, Header, Message]:
         """Send OPEN. Returns its frame, the answer's frame and header, and the answer."""
-        sid, seq = self.new_sid(), next(self._opens)
+        sid, seq = self.new_sid(), FIRST_OPEN + secrets.randbits(OPEN_BITS)
         self._inbox[-seq] = deque()
         frame = self.send(request, sid, seq)
         self.remember(0, seq, frame)
@@ -191,8 +191,7 @@ class Agent:
 
     def request(self, **fields: Any) -> Open:
         """Return an OPEN with a nonce of its own."""
-        number = next(self._opens)
-        return Open(self.address, number.to_bytes(NONCE_SIZE), **fields)
+        return Open(self.address, secrets.token_bytes(NONCE_SIZE), **fields)
 
     def open(self, **fields: Any) -> Session:
         """Open a session and return it. Raises Violation."""

@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import NoReturn
 
-import structlog
+from gymnasium.error import DependencyNotInstalled
 
 from gymwire.env_agent import failure_reports, signals
 from gymwire.env_agent.crew import CLOSING, Relief
@@ -29,7 +29,9 @@ from gymwire.env_agent.registration import check_offer
 from gymwire.env_agent.sessions import SessionHost, Warned
 from gymwire.env_agent.transports import DirectEndpoint, DirectSettings, Transports
 from gymwire.env_agent.unfinished import Unfinished
+from gymwire.protocol import logs
 from gymwire.protocol.errors import ConfigurationError, GymwireError
+from gymwire.protocol.extras import not_installed
 from gymwire.protocol.messages import AGENT_SIZE, Offer
 from gymwire.protocol.outside_exceptions import is_from_signal_handler
 from gymwire.protocol.process_ids import session_text, with_process
@@ -103,7 +105,7 @@ class Agent:
             )
             for index in range(min(max_slots, threads or MAX_THREADS))
         ]
-        self._log = structlog.get_logger()
+        self._log = logs.logger()
         self._lock = threading.Lock()
         self._registered = 0  # loops whose offers the broker has confirmed
         self._failure: GymwireError | None = None
@@ -218,7 +220,9 @@ class Agent:
         failed: GymwireError | None = None
         for service in self._services:
             try:
-                offer = environments.describe(service, service.max_sessions, url)
+                address, env = service.address, service.factory.name
+                with logs.logged_if_long("making environment", address=address, env=env):
+                    offer = environments.describe(service, service.max_sessions, url)
                 check_offer(*self._share([offer], 0))
                 offers.append(offer)
             except BaseException as error:  # noqa: BLE001 - the other offers can still be served
@@ -241,6 +245,8 @@ class Agent:
         is_only = len(self._services) == 1
         if isinstance(error, failure_reports.WrongKeywords):
             failed = ConfigurationError(f"{error} Correct --env-kwargs (env_kwargs in a file).")
+        elif isinstance(error, DependencyNotInstalled):
+            failed = not_installed(service.factory.name, error)
         elif not isinstance(failed, GymwireError):
             raised = CodeRaised(f"{service.factory.name} cannot be made:", error)
             trace["traceback"] = raised.traceback

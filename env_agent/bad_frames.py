@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import structlog
-
 from gymwire.env_agent import failure_reports
 from gymwire.env_agent.crew import Crew, Executor
 from gymwire.env_agent.jobs import Jobs
@@ -14,7 +12,7 @@ from gymwire.env_agent.lifecycle import open_failed
 from gymwire.env_agent.sessions import SessionHost
 from gymwire.env_agent.slot import Slot
 from gymwire.env_agent.transports import Transports
-from gymwire.protocol import codec
+from gymwire.protocol import codec, logs
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import AddressTaken, Denied, ProtocolError, Refused
 from gymwire.protocol.messages import CONTROL_KINDS, Code, Error, Kind
@@ -50,7 +48,7 @@ class BadFrames:
         self._crew = crew
         self._jobs = jobs
         self._clock = clock
-        self._log = structlog.get_logger()
+        self._log = logs.logger()
         self._next_warning = 0.0
         self._strays = 0
         self._next_stray = 0.0

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import structlog
-
 from gymwire.env_agent import failure_reports
 from gymwire.env_agent.forks import end_if_forked
+from gymwire.protocol import logs
 
 
 @contextmanager
@@ -40,7 +39,7 @@ def close(env: Any, **context: str) -> None:
             env.close()
     except BaseException as error:  # noqa: BLE001 - the environment's, not ours
         end_if_forked(pid, error)
-        structlog.get_logger().warning(
+        logs.logger().warning(
             "environment failed to close", **context, error=failure_reports.summary(error)[:200]
         )
 

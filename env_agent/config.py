@@ -9,13 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from gymwire.env_agent.environments import MAX_WATCH_RATE, WATCH_RATE, Service
 from gymwire.env_agent.factory import Factory, resolve, resolve_wrapper
 from gymwire.env_agent.failure_reports import CodeRaised
 from gymwire.env_agent.forks import end_if_forked
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
+from gymwire.protocol import logs
 from gymwire.protocol.address import parse_address
 from gymwire.protocol.errors import ConfigurationError, GymwireError
 from gymwire.protocol.files import read_text
@@ -76,9 +75,10 @@ def service(  # noqa: PLR0913 - these are the keys of an offer
     if python is not None:
         factory = ChildFactory(address, env, python, env_kwargs or {}, spaces)
     else:
-        factory = replace(
-            resolve(env, env_kwargs or {}), wrappers=tuple(map(resolve_wrapper, wrap))
-        )
+        with logs.logged_if_long("importing environment", address=address, env=env):
+            factory = replace(
+                resolve(env, env_kwargs or {}), wrappers=tuple(map(resolve_wrapper, wrap))
+            )
     return Service(
         address,
         factory,
@@ -170,7 +170,7 @@ def _without_bad_ones(path: Path, tables: Sequence[object]) -> list[Service]:
             why = why if why.startswith(where) else f"{where}: {why}"
             first = first or ConfigurationError(why)
             address = table.get("address") if isinstance(table, dict) else None
-            structlog.get_logger().error("offer left out", address=address, why=why, **trace)
+            logs.logger().error("offer left out", address=address, why=why, **trace)
     if first is not None and not services:
         raise first
     return [*services.values()]

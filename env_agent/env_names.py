@@ -1,10 +1,21 @@
-"""The texts that name an environment: what can be wrong with them before anything is imported."""
+"""The texts that name an environment, a class or a function: check and import what they name."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import gymnasium
+
+from gymwire.env_agent.failure_reports import CodeRaised
+from gymwire.env_agent.forks import end_if_forked
 from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.extras import not_installed, pip
 
 
 def check_name(name: str) -> None:
@@ -40,3 +51,84 @@ def check_no_file(name: str) -> None:
                 f"There is no environment {name!r}, but a file {file}. To use it, name the class "
                 f"or factory in it, such as {file}:MyEnv."
             )
+
+
+def add_current_folder() -> None:
+    """Let modules be imported from the current folder, too."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+
+
+def look_up(name: str, option: str = "") -> Any:
+    """Return what `package.module:NAME` or `./file.py:NAME` names; None if there is no NAME.
+
+    Raises ConfigurationError if the module cannot be imported; it begins with `option` and `name`.
+    """
+    add_current_folder()
+    module_name, _, attribute = name.rpartition(":")
+    name = option + name
+    if module_name.endswith(".py"):
+        path = Path(module_name)
+        return import_(path.stem, name, lambda: _attribute(_load(path, name), attribute))
+    check_module(module_name, name)
+    return import_(
+        module_name, name, lambda: _attribute(importlib.import_module(module_name), attribute)
+    )
+
+
+def _attribute(target: Any, names: str) -> Any:
+    """Return what `NAME` or `NAME.NAME` names in a module, which may import it only now."""
+    for name in names.split("."):
+        target = getattr(target, name, None)
+    return target
+
+
+def _load(path: Path, name: str) -> Any:
+    """Import a file as a module; like a script, it can import the modules in its folder."""
+    if not path.is_file():
+        raise ConfigurationError(f"{name}: there is no file {path} in {Path.cwd()}.")
+    path = path.resolve()
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # last, so that it does not hide other modules
+    known = sys.modules.get(path.stem)
+    if known is not None and getattr(known, "__file__", None) == str(path):
+        return known
+    # The file may have the name of a module that is in use already, such as random.py.
+    called = path.stem if known is None else f"{path.stem} in {path.parent}"
+    spec = importlib.util.spec_from_file_location(called, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[called] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[called]
+        raise
+    return module
+
+
+def import_(module_name: str, name: str, load: Callable[[], Any]) -> Any:
+    """Return what `load` returns, which imports the module.
+
+    Raises ConfigurationError, which begins with `name`, if that raises.
+    """
+    pid = os.getpid()
+    try:
+        return load()
+    except ConfigurationError:
+        raise
+    except ModuleNotFoundError as error:
+        missing = error.name or module_name
+        if missing == module_name or module_name.startswith(f"{missing}."):
+            hint = (
+                "Install its package on this machine, start the env agent in the folder that "
+                "contains it, or name its file: ./path/to/file.py:MyEnv"
+            )
+        else:
+            hint = f"{module_name} needs it: {pip()} install {missing.partition('.')[0]}"
+        raise ConfigurationError(f"{name}: there is no module {missing!r}. {hint}.") from None
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise not_installed(name, error) from None
+    except (Exception, SystemExit) as error:
+        end_if_forked(pid, error)
+        raise CodeRaised(f"{name}: importing {module_name!r} raised", error) from error

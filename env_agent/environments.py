@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import structlog
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from gymwire.env_agent import closing, description, failure_reports
@@ -16,7 +15,7 @@ from gymwire.env_agent.forks import end_if_forked
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.env_agent.recorder import Recorder
 from gymwire.env_agent.runners.runner import Runner
-from gymwire.protocol import space_descriptions, spaces
+from gymwire.protocol import logs, space_descriptions, spaces
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import MULTI_AGENT, EnvKind, Offer, Open
 from gymwire.protocol.pictures import RENDER_MODES
@@ -66,7 +65,7 @@ class Environments:
         self._services = {service.address: service for service in services}
         self.may_be_lost = any(one.factory.makes_elsewhere for one in services)
         self._spares: dict[str, Runner] = {}
-        self._log = structlog.get_logger()
+        self._log = logs.logger()
 
     def service(self, address: str) -> Service | None:
         """Return what is served under an address, or None."""

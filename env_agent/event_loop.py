@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
-import structlog
 
 from gymwire.env_agent import failure_reports
 from gymwire.env_agent.forks import end_if_forked
+from gymwire.protocol import logs
 
 METHODS = ("reset", "step", "render", "close")
 _starting = threading.Lock()
@@ -94,7 +94,7 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
                 os._exit(1)
         except (SystemExit, KeyboardInterrupt) as error:
             end_if_forked(pid, error)
-            structlog.get_logger().error(
+            logs.logger().error(
                 "background task raised",
                 error=failure_reports.summary(error),
                 traceback=failure_reports.trace_of(error),

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import json
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
@@ -25,7 +23,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymwire.env_agent import closing, env_names, event_loop
 from gymwire.env_agent.adapters import foreign, openenv, pettingzoo, same_step, vectors
 from gymwire.env_agent.closing import closed_on_error
-from gymwire.env_agent.failure_reports import CodeRaised, WrongKeywords
+from gymwire.env_agent.failure_reports import WrongKeywords
 from gymwire.env_agent.forks import end_if_forked
 from gymwire.env_agent.hosted_vector import HostedVector
 from gymwire.env_agent.wrappers import Wrapper, wrap
@@ -392,10 +390,10 @@ def resolve(name: str, kwargs: Mapping[str, Any]) -> Factory:
     env_names.check_name(name)
     module_name, colon, attribute = name.rpartition(":")
     if not colon:
-        _add_current_folder()
+        env_names.add_current_folder()
         _check_registered(name)
         return Factory(name, None, kwargs)
-    target, given = look_up(name), name
+    target, given = env_names.look_up(name), name
     if module_name.endswith(".py"):
         # The agents of a pool may have the file in different folders.
         name = f"{Path(module_name).stem}:{attribute}"
@@ -432,86 +430,10 @@ def resolve_wrapper(text: str) -> Wrapper:
         ) from None
     if ":" not in name:
         raise ConfigurationError(f"--wrap {name}: write module:Wrapper or ./file.py:Wrapper.")
-    found = look_up(name, "--wrap ")
+    found = env_names.look_up(name, "--wrap ")
     if not callable(found):
         raise ConfigurationError(f"--wrap {name}: there is no such class or function.")
     return Wrapper(name, found, kwargs)
-
-
-def _add_current_folder() -> None:
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-
-
-def look_up(name: str, option: str = "") -> Any:
-    """Return what `package.module:NAME` or `./file.py:NAME` names; None if there is no NAME.
-
-    Raises ConfigurationError if the module cannot be imported; it begins with `option` and `name`.
-    """
-    _add_current_folder()
-    module_name, _, attribute = name.rpartition(":")
-    name = option + name
-    if module_name.endswith(".py"):
-        path = Path(module_name)
-        return _import(path.stem, name, lambda: _attribute(_load(path, name), attribute))
-    env_names.check_module(module_name, name)
-    return _import(
-        module_name, name, lambda: _attribute(importlib.import_module(module_name), attribute)
-    )
-
-
-def _attribute(target: Any, names: str) -> Any:
-    """Return what `NAME` or `NAME.NAME` names in a module, which may import it only now."""
-    for name in names.split("."):
-        target = getattr(target, name, None)
-    return target
-
-
-def _load(path: Path, name: str) -> Any:
-    """Import a file as a module; like a script, it can import the modules in its folder."""
-    if not path.is_file():
-        raise ConfigurationError(f"{name}: there is no file {path} in {Path.cwd()}.")
-    path = path.resolve()
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # last, so that it does not hide other modules
-    known = sys.modules.get(path.stem)
-    if known is not None and getattr(known, "__file__", None) == str(path):
-        return known
-    # The file may have the name of a module that is in use already, such as random.py.
-    called = path.stem if known is None else f"{path.stem} in {path.parent}"
-    spec = importlib.util.spec_from_file_location(called, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[called] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[called]
-        raise
-    return module
-
-
-def _import(module_name: str, name: str, load: Callable[[], Any]) -> Any:
-    pid = os.getpid()
-    try:
-        return load()
-    except ConfigurationError:
-        raise
-    except ModuleNotFoundError as error:
-        missing = error.name or module_name
-        if missing == module_name or module_name.startswith(f"{missing}."):
-            hint = (
-                "Install its package on this machine, start the env agent in the folder that "
-                "contains it, or name its file: ./path/to/file.py:MyEnv"
-            )
-        else:
-            hint = f"{module_name} needs it: pip install {missing.partition('.')[0]}"
-        raise ConfigurationError(f"{name}: there is no module {missing!r}. {hint}.") from None
-    except gymnasium.error.DependencyNotInstalled as error:
-        raise ConfigurationError(f"{name} cannot be used yet: {error}") from None
-    except (Exception, SystemExit) as error:
-        end_if_forked(pid, error)
-        raise CodeRaised(f"{name}: importing {module_name!r} raised", error) from error
 
 
 def _check_registered(name: str) -> None:
@@ -527,4 +449,4 @@ def _check_registered(name: str) -> None:
     entry_point = spec.entry_point
     if isinstance(entry_point, str):
         module_name = entry_point.partition(":")[0]
-        _import(module_name, name, lambda: importlib.import_module(module_name))
+        env_names.import_(module_name, name, lambda: importlib.import_module(module_name))

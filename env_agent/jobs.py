@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import structlog
-
 from gymwire.env_agent import failure_reports
 from gymwire.env_agent.crew import Executor, Reply, Sequel
 from gymwire.env_agent.memory import LARGE, LARGE_MESSAGES
 from gymwire.env_agent.requests import RequestHandler
 from gymwire.env_agent.slot import Slot
 from gymwire.env_agent.timed_steps import BusyTimes, TimedSteps
-from gymwire.protocol import codec
+from gymwire.protocol import codec, logs
 from gymwire.protocol.codec import KIND_AT, SEQ, Frame, Pieces
 from gymwire.protocol.messages import Kind
 from gymwire.protocol.outside_exceptions import is_from_signal_handler
@@ -49,7 +47,7 @@ class Jobs:
         self._send = send
         self._closed = closed
         self._clock = clock
-        self._log = structlog.get_logger()
+        self._log = logs.logger()
 
     def execute(
         self, slot: Slot, path: bytes, data: bytes | memoryview, busy: BusyTimes | None

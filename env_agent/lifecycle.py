@@ -7,14 +7,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import structlog
-
 from gymwire.env_agent import failure_reports
 from gymwire.env_agent.crew import CLOSING, Crew, Executor, Sequel
 from gymwire.env_agent.memory import LARGE, LARGE_MESSAGES
 from gymwire.env_agent.sessions import SessionHost, learner_facts
 from gymwire.env_agent.slot import Slot
 from gymwire.env_agent.transports import Transports
+from gymwire.protocol import logs
 from gymwire.protocol.codec import PLAIN, Frame, Header
 from gymwire.protocol.messages import Closed, Code, Error, Open, Ping
 from gymwire.protocol.process_ids import session_text
@@ -48,7 +47,7 @@ class Lifecycle:
         self._crew = crew
         self._count_failure = count_failure
         self._clock = clock
-        self._log = structlog.get_logger()
+        self._log = logs.logger()
         self._opening: dict[int, str] = {}  # sid → address
         self._given_up: set[int] = set()  # those of them that have ended meanwhile
         self._refusing: set[str] = set()  # addresses without room for a session, as the log says

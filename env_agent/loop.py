@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import structlog
-
 from gymwire.env_agent import failure_reports
 from gymwire.env_agent.bad_frames import BadFrames
 from gymwire.env_agent.crew import MAX_JOBS, Crew, CurrentRequest, Executor, Order, Sequel
@@ -20,7 +18,7 @@ from gymwire.env_agent.slot import Slot
 from gymwire.env_agent.timed_steps import TimedSteps
 from gymwire.env_agent.transports import RELAY, Transports
 from gymwire.env_agent.watching import Watching
-from gymwire.protocol import codec
+from gymwire.protocol import codec, logs
 from gymwire.protocol.codec import (
     FLAGS_AT,
     MAX_MESSAGE,
@@ -92,7 +90,7 @@ class ServingLoop:
         self._make_transports = make_transports
         self._agent = agent
         self._logs_broker_state = logs_broker_state
-        self._log = structlog.get_logger()
+        self._log = logs.logger()
         self._clock = clock
         self._timed_steps = TimedSteps(host.requests, clock_ns)
         self.jobs = Jobs(

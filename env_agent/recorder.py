@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgpack
-import structlog
 
-from gymwire.protocol import recordings, values
+from gymwire.protocol import logs, recordings, values
 from gymwire.protocol.codec import HEADER_SIZE, KIND_AT, PLAIN, read_header
 from gymwire.protocol.errors import ConfigurationError, ProtocolError
 from gymwire.protocol.messages import Kind, Reset
@@ -100,7 +99,7 @@ class Recorder:
         self._packages: dict[str, str] | None = None
         self._is_failing = False
         self._open: set[EpisodeWriter] = set()
-        self._log = structlog.get_logger()
+        self._log = logs.logger()
         if "fcntl" not in globals():
             raise ConfigurationError("--record needs POSIX file locks, which this system lacks.")
         try:

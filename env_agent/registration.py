@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import structlog
-
+from gymwire.protocol import logs
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.control_limits import check_control
 from gymwire.protocol.errors import AddressTaken, Denied, Refused
@@ -76,7 +75,7 @@ class Registration:
             check_offer(offer)
         self._handshake = Handshake(link, Role.ENV, agent, sessions)
         self._log_state = log_state
-        self._log = structlog.get_logger()
+        self._log = logs.logger()
         self._welcomed = False
         self._epoch = 0
         self._ping_at = 0.0

@@ -6,14 +6,12 @@ import os
 from collections.abc import Callable
 from typing import Any, assert_never
 
-import structlog
-
 from gymwire.env_agent import failure_reports
 from gymwire.env_agent.forks import end_if_forked
 from gymwire.env_agent.runners.runner import unpack
 from gymwire.env_agent.session import Verdict
 from gymwire.env_agent.slot import Slot
-from gymwire.protocol import dialogue, remote_space
+from gymwire.protocol import dialogue, logs, remote_space
 from gymwire.protocol.codec import COMPACT, FLAGS_AT, MAX_MESSAGE, NAME, Frame, Header, Pieces
 from gymwire.protocol.errors import EncodingError, ProtocolError
 from gymwire.protocol.messages import (
@@ -61,7 +59,7 @@ class RequestHandler:
         self.max_message = MAX_MESSAGE
         self._after_call = after_call
         self._pid = os.getpid()
-        self._log = structlog.get_logger()
+        self._log = logs.logger()
 
     def step(
         self, slot: Slot, data: Frame | memoryview, run_step: RunStep | None = None

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import structlog
-
 from gymwire.env_agent import failure_reports, known_spaces
 from gymwire.env_agent.adapters import pettingzoo
 from gymwire.env_agent.bounded_cache import BoundedCache
@@ -22,7 +20,7 @@ from gymwire.env_agent.runners.runner import Runner
 from gymwire.env_agent.session import Session
 from gymwire.env_agent.slot import Slot
 from gymwire.env_agent.unfinished import Unfinished
-from gymwire.protocol import values
+from gymwire.protocol import logs, values
 from gymwire.protocol.capabilities import CAPABILITIES, VALUES, common
 from gymwire.protocol.codec import PLAIN, Codec, Frame, check_size, renumber
 from gymwire.protocol.messages import (
@@ -135,7 +133,7 @@ class SessionHost:
         self._key = key
         self._pid = os.getpid()
         self._after_call = after_call
-        self._log = structlog.get_logger()
+        self._log = logs.logger()
         self._known = BoundedCache[_Common](MAX_KNOWN)  # by what they have in common
         self._warned: Warned = {} if warned is None else warned
 

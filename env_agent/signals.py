@@ -9,8 +9,7 @@ import signal
 import threading
 from collections.abc import Callable
 
-import structlog
-
+from gymwire.protocol import logs
 from gymwire.protocol.ending_signals import HANGUP, ending_signals
 from gymwire.protocol.outside_exceptions import is_from_signal_handler, until_returned
 
@@ -116,7 +115,7 @@ def _restore(handle: Callable[[int, object], None], wakeup: int, restored: set[i
             signal.signal(number, handle)
             if number not in restored:
                 restored.add(number)
-                structlog.get_logger().warning(
+                logs.logger().warning(
                     "signal handler restored",
                     signal=signal.Signals(number).name,
                     why="an environment has removed it, and this env agent needs it to end",

@@ -13,10 +13,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-import structlog
-
 from gymwire.env_agent import failure_reports
 from gymwire.env_agent.session import Session
+from gymwire.protocol import logs
 from gymwire.protocol.address import is_local
 from gymwire.protocol.codec import KIND_AT, PLAIN, Frame, Header, Pieces
 from gymwire.protocol.errors import ConfigurationError
@@ -100,7 +99,7 @@ class DirectEndpoint:
             if settings.url is None:
                 raise
             if index == 0:
-                structlog.get_logger().warning("Unix sockets unavailable", why=str(error))
+                logs.logger().warning("Unix sockets unavailable", why=str(error))
         else:
             within_host = local_url(f"{self._folder.path}/direct", keyed=settings.key is not None)
             if within_host is not None:
@@ -414,7 +413,7 @@ class Transports:
 
     def _close_direct(self) -> None:
         """Use the broker alone from now on."""
-        structlog.get_logger().warning(
+        logs.logger().warning(
             "direct sessions ended",
             why="a peer has filled its connection during a long step and vanished, and libzmq "
             "would abort this process: sessions continue through the broker. Restart this env "

@@ -13,9 +13,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import structlog
-
 from gymwire.env_agent.signals import CUT_OFF, DRAIN, DRAINING, ENDING, STOPPED
+from gymwire.protocol import logs
 
 FIRST_PAUSE_S = 0.5  # before a crashed worker is restarted; doubles while it keeps crashing
 MAX_PAUSE_S = 30.0
@@ -53,7 +52,7 @@ class Supervisor:
         self._stop = threading.Event()
         self._is_draining = False
         self._signals: list[int] = []
-        self._log = structlog.get_logger()
+        self._log = logs.logger()
 
     def run(self) -> int:
         """Run the workers; return the exit status.

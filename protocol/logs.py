@@ -8,13 +8,16 @@ import logging
 import os
 import re
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 EVENT_COLUMNS = 16  # width of the column of events
+LONG_S = 1.0  # what takes longer than this is logged before it ends
 
 
 class _Stderr:
@@ -125,16 +128,36 @@ def _show_warning(
     structlog.get_logger().warning("library warning", category=category.__name__, text=text)
 
 
+_WARNINGS = structlog.wrap_logger(
+    structlog.WriteLogger(_Stderr()),  # type: ignore[arg-type]
+    processors=[
+        structlog.processors.add_log_level,
+        _without_control,
+        structlog.dev.ConsoleRenderer(colors=False, pad_level=False, sort_keys=False),
+    ],
+    wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+)
+
+
+class _Logger:
+    """Logs as structlog is configured at the time; until it is, only warnings."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(structlog.get_logger() if structlog.is_configured() else _WARNINGS, name)
+
+
 def logger() -> Any:
     """Return the logger. In a user's program that does not configure structlog, it only warns."""
-    if structlog.is_configured():
-        return structlog.get_logger()
-    return structlog.wrap_logger(
-        structlog.WriteLogger(_Stderr()),  # type: ignore[arg-type]
-        processors=[
-            structlog.processors.add_log_level,
-            _without_control,
-            structlog.dev.ConsoleRenderer(colors=False, pad_level=False, sort_keys=False),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
-    )
+    return structlog.get_logger() if structlog.is_configured() else _Logger()
+
+
+@contextlib.contextmanager
+def logged_if_long(event: str, **facts: Any) -> Iterator[None]:
+    """Log this event once if the block has not ended after LONG_S, so that people know of it."""
+    timer = threading.Timer(LONG_S, logger().info, (event,), facts)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

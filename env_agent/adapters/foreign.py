@@ -12,11 +12,10 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-import structlog
 from gymnasium import Space, spaces
 
 from gymwire.env_agent.interpreter import child, child_spaces
-from gymwire.protocol import generators
+from gymwire.protocol import generators, logs
 from gymwire.protocol.errors import ConfigurationError
 
 
@@ -150,7 +149,7 @@ class DmEnv(_Adapter):
         elif hasattr(self._made, "seed"):
             self._made.seed(seed)
         else:
-            structlog.get_logger().warning(
+            logs.logger().warning(
                 "seed ignored", env=_name(self._made), why="the environment takes none"
             )
 

@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import structlog
 from gymnasium import Space
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -14,7 +13,7 @@ from gymnasium.vector.utils import batch_space
 
 from gymwire.env_agent.closing import closed_on_error
 from gymwire.env_agent.interpreter import child
-from gymwire.protocol import spaces
+from gymwire.protocol import logs, spaces
 from gymwire.protocol.errors import ConfigurationError
 
 _MODES = {mode.name.replace("_", "").lower(): mode for mode in AutoresetMode}
@@ -168,7 +167,7 @@ def _mode(made: Any, name: str) -> AutoresetMode:
     mode = declared_mode(made)
     if mode is None:
         mode = AutoresetMode.NEXT_STEP
-        structlog.get_logger().warning(
+        logs.logger().warning(
             "vector environment declares no autoreset mode", env=name, assumed=mode.value
         )
     return mode

@@ -24,7 +24,6 @@ from gymwire.env_agent.factory import (
     UNKNOWN_KEYWORD,
     Env,
     Vector,
-    look_up,
     only_vectors,
     vectorize_mode,
 )
@@ -280,7 +279,7 @@ def given_spaces(name: str) -> dict[str, Space[Any]]:
     if ":" not in name:
         raise ConfigurationError(f"--spaces {name}: write module:NAME or ./file.py:NAME.")
     names = ("observation_space", "action_space")
-    found, pid = look_up(name, "--spaces "), os.getpid()
+    found, pid = env_names.look_up(name, "--spaces "), os.getpid()
     if found is None:
         module, _, attribute = name.rpartition(":")
         raise ConfigurationError(

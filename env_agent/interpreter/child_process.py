@@ -14,13 +14,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-import structlog
-
 from gymwire.env_agent.elsewhere import EnvironmentGone
 from gymwire.env_agent.interpreter import child, child_errors, child_values
 from gymwire.env_agent.interpreter.child import COMPACT, HEADER, HEADER_SIZE, RAISED, STEP, VALUE
 from gymwire.env_agent.interpreter.process_watch import ProcessWatch
-from gymwire.protocol import values
+from gymwire.protocol import logs, values
 from gymwire.protocol.codec import MAX_MESSAGE
 from gymwire.protocol.errors import (
     ConfigurationError,
@@ -54,7 +52,7 @@ class ChildProcess:
         """Start the interpreter `python`. Raises ConfigurationError."""
         self.lost = ""
         self._address = address
-        self._log = structlog.get_logger()
+        self._log = logs.logger()
         self._ended = threading.Event()
         self._pipes = threading.Lock()  # held to close them, and to use them in another thread
         self._is_woken = False

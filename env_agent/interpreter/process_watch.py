@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-import structlog
+from gymwire.protocol import logs
 
 MAX_LINE = 2_000  # characters of a line in the log
 MAX_LINES = 50  # of a stream that are looked at within one interval; the others are counted
@@ -89,7 +89,7 @@ class ProcessWatch:
         self._folder: Path | None = None  # None: it was removed.
         with contextlib.suppress(OSError):
             self._folder = Path.cwd()
-        self._log = structlog.get_logger()
+        self._log = logs.logger()
         self._lock = threading.Lock()
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake: socket.socket | None = None

@@ -21,6 +21,7 @@ from gymnasium.spaces import Box, Dict, Tuple
 from gymwire.env_agent.agent import Agent
 from gymwire.env_agent.environments import Service
 from gymwire.env_agent.factory import Factory
+from gymwire.env_agent.simulation.checks import StateCheck
 from gymwire.env_agent.simulation.turns import Command, State, Turns
 from gymwire.env_agent.transports import DirectSettings
 from gymwire.protocol.address import DEFAULT_BROKER, check_url, parse_address
@@ -110,6 +111,7 @@ class Simulation:
         self._agent.offering.wait()
         if self._failure is not None:
             raise self._failure
+        self._check_state = StateCheck(observation_space).check
 
     def _make_agent(
         self, address: str, broker: str, wait_s: float, mine: keys.Credentials
@@ -168,16 +170,19 @@ class Simulation:
         ends in its next step, whose action is not used.
 
         Args:
-            observation: an element of the observation space. It is copied.
-            reward: the reward since the last call.
+            observation: an element of the observation space. It is copied. It may exceed the
+                bounds of a Box.
+            reward: the reward since the last call, not NaN.
             terminated: whether the episode has reached a terminal state.
             truncated: whether the episode ends for another reason, such as a time limit.
             info: more about the state, as in Gymnasium.
 
         Raises:
-            UsageError: the first state of an episode is its end; or the simulation is closed.
+            UsageError: an argument is wrong, the first state of an episode is its end, or the
+                simulation is closed. A wrong state reaches no learner.
             GymwireError: why the env agent has ended.
         """
+        self._check_state(State(observation, reward, terminated, truncated, info))
         observation, reward, info = copy.deepcopy((observation, reward, info))
         state = State(observation, reward, terminated, truncated, info)
         with self._news:

@@ -13,14 +13,14 @@ from gymwire.learner_agent.client.session_timers import Repeats
 from gymwire.learner_agent.client.waiting import Source, Waiting, wait
 from gymwire.protocol import codec, logs
 from gymwire.protocol.address import parse_address
-from gymwire.protocol.codec import PLAIN, Frame
+from gymwire.protocol.codec import PLAIN, Frame, Header
 from gymwire.protocol.errors import (
     ConnectionFailed,
     DecodingError,
     Denied,
     GymwireError,
 )
-from gymwire.protocol.messages import Kind, Open, Opened, Resume
+from gymwire.protocol.messages import Busy, BusyReason, Kind, Open, Opened, Resume
 from gymwire.protocol.outside_exceptions import is_from_outside
 from gymwire.protocol.security.keys import KeyPair, identity, is_public_key
 from gymwire.protocol.transport.interface import Transport
@@ -73,8 +73,7 @@ class DirectLink:
         for event in self.transport.link_events():
             self._is_connected = event.up
             for path in self.sessions.values():
-                path.went_down = path.went_down or path.up
-                path.up, path.must_resume = False, event.up
+                path.go_down(must_resume=event.up)
                 path.denied = path.denied or bool(event.denied)
             self._not_up = dict(self.sessions)
         if not self._not_up:
@@ -114,7 +113,20 @@ class DirectLink:
             path.up = True
             self._not_up.pop(path.sid, None)
             return False
+        if path.up and header.kind is Kind.BUSY and _is_unbound(data, header):
+            path.go_down(must_resume=True)
+            self._not_up[path.sid] = path
+            return False
         return path.up and path.session.receive(header, data)
+
+
+def _is_unbound(data: bytes | memoryview, header: Header) -> bool:
+    """Return whether the env agent has not bound the session to this connection (§7.7, §9.3)."""
+    try:
+        busy = PLAIN.decode(data, header)
+    except DecodingError:  # an error of the session, which decodes it again
+        return False
+    return isinstance(busy, Busy) and busy.reason == BusyReason.HELLO
 
 
 class DirectPath:
@@ -140,6 +152,11 @@ class DirectPath:
     def transport(self) -> Transport:
         """The connection."""
         return self.link.transport
+
+    def go_down(self, *, must_resume: bool) -> None:
+        """Let requests take the relayed path until the agent has confirmed this one again."""
+        self.went_down = self.went_down or self.up
+        self.up, self.must_resume = False, must_resume
 
     def lost_again(self, now: float) -> bool:
         """Note that it was lost during a request; return whether that happens too often."""

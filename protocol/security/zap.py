@@ -10,10 +10,10 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
-import structlog
 import zmq
 from zmq.utils import z85
 
+from gymwire.protocol import logs
 from gymwire.protocol.security.keys import identity
 
 EXIT_STATUS = 70
@@ -46,7 +46,7 @@ class Authenticator(threading.Thread):
         except zmq.ContextTerminated:
             return
         except BaseException as error:  # noqa: BLE001 - whatever it was, no key is checked now
-            structlog.get_logger().critical(
+            logs.logger().critical(
                 "key check failed, ending this process", error=type(error).__name__
             )
             os._exit(EXIT_STATUS)
@@ -60,7 +60,7 @@ def answer(request: Sequence[bytes], allow: Mapping[str, Allow]) -> list[bytes]:
         may_connect = allow.get(domain.decode("utf-8", "replace"))
         if may_connect is not None and may_connect(key):
             return [version, number, b"200", b"OK", key, b""]
-        structlog.get_logger().warning(
+        logs.logger().warning(
             "key refused",
             identity=identity(key),
             key=key.decode("ascii"),

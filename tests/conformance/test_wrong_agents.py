@@ -13,10 +13,11 @@ import pytest
 from examples import env_agent_from_scratch as scratch
 from gymwire.conformance import suite
 from gymwire.conformance.as_broker import BrokersAgent
+from gymwire.conformance.check import Silence
 from gymwire.conformance.checks import CHECKS
-from gymwire.protocol.codec import HEADER_SIZE, KIND_AT, PLAIN
+from gymwire.protocol.codec import HEADER_SIZE, KIND_AT, PLAIN, read_header
 from gymwire.protocol.errors import ConnectionFailed
-from gymwire.protocol.messages import Kind, Ping
+from gymwire.protocol.messages import Kind, Open, Ping
 from tests.conformance.agents import RightAgent, serving
 from tests.conformance.wires import DeafWire
 from tests.processes import PATIENCE_S
@@ -308,3 +309,18 @@ def test_an_agent_that_answers_nothing_ends_the_run(frame: bytes | None) -> None
     silent = [suite.FAILED] * suite.MOST_SILENT
     assert statuses == silent + [suite.SKIPPED] * (len(opening) - len(silent))
     assert wire.now < 10.0
+
+
+def test_the_numbers_of_open_and_the_nonces_are_random() -> None:
+    opens: dict[int, bytes] = {}
+    for _ in range(20):
+        wire = DeafWire()
+        with pytest.raises(Silence):
+            BrokersAgent(wire, wire.clock, 0.5, "lake").open()
+        request = PLAIN.decode(wire.sent[0])
+        assert isinstance(request, Open)
+        opens[read_header(wire.sent[0]).seq] = request.nonce
+    assert len(opens) == len({*opens.values()}) == 20
+    assert min(opens) >= 2**40
+    assert max(opens) < 2**53
+    assert max(opens) - min(opens) > 2**32

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from gymwire.broker.journal import Drop, Loss
 from gymwire.protocol import errors
+from gymwire.protocol.messages import BusyReason
 from tests.docs import generated
 from tests.docs.pages import PAGES, prose, read
 from tests.processes import ROOT
@@ -81,3 +83,11 @@ def test_the_glossary_explains_each_term_once() -> None:
 def test_every_error_is_explained() -> None:
     explained = re.findall(r"^\| `(\w+)` \|", read("docs/reference/errors.md"), re.MULTILINE)
     assert sorted(explained) == sorted(errors.__all__)
+
+
+@pytest.mark.parametrize("reasons", [BusyReason, Loss, Drop])
+def test_the_reasons_that_the_third_line_of_ps_counts_are_explained(reasons: type) -> None:
+    section = (ROOT / "docs/how-to/observe.md").read_text("utf-8").partition("## Look")[2]
+    look = section.partition("\n## ")[0]
+    values = [value for name, value in vars(reasons).items() if name.isupper()]
+    assert [value for value in values if f"`{value}`" not in look] == []

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import errno
+import queue
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import pytest
-import structlog
+from gymnasium.error import DependencyNotInstalled
 
 from gymwire.env_agent import agent
 from gymwire.env_agent.config import service
 from gymwire.env_agent.crew import Crew
+from gymwire.env_agent.environments import Service
+from gymwire.env_agent.factory import Factory
 from gymwire.env_agent.sessions import SessionHost
+from gymwire.protocol import logs
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import Offer
 
@@ -69,7 +73,7 @@ def test_an_offer_is_logged_when_all_its_slots_are_registered(
     monkeypatch.setattr(agent, "ServingLoop", ServingLoop)
     monkeypatch.setattr(agent, "ProgressReporter", ProgressReporter)
     logged: list[dict[str, Any]] = []
-    monkeypatch.setattr(structlog, "get_logger", lambda: Log(logged))
+    monkeypatch.setattr("gymwire.protocol.logs.logger", lambda: Log(logged.append))
     services = [service(address="cartpole", env="CartPole-v1", max_sessions=3)]
     made = agent.Agent(services, cast(Any, None), lambda _token: cast(Any, Presence()))
     running = threading.Thread(target=made.run)
@@ -114,8 +118,42 @@ def test_all_loops_count_the_environments_of_ended_sessions_together() -> None:
 class Log:
     """A logger that collects the lines of all threads."""
 
-    def __init__(self, logged: list[dict[str, Any]]) -> None:
-        self._logged = logged
+    def __init__(self, log: Callable[[dict[str, Any]], None]) -> None:
+        self._log = log
 
     def info(self, event: str, **facts: Any) -> None:
-        self._logged.append({"event": event, **facts})
+        self._log({"event": event, **facts})
+
+
+def test_an_environment_that_lacks_a_package_is_an_error_that_says_how_to_install_it() -> None:
+    def make(**kwargs: Any) -> Any:
+        raise DependencyNotInstalled("Box2D is missing: `pip install swig`, then `pip install box`")
+
+    services = [Service("lander", Factory("Lander-v3", make), 1)]
+    made = agent.Agent(services, cast(Any, None), lambda _token: cast(Any, None))
+    with pytest.raises(ConfigurationError) as caught:
+        made.run()
+    assert str(caught.value) == (
+        "Lander-v3 cannot be used yet: Box2D is missing: `./run pip install swig`, then "
+        "`./run pip install box`"
+    )
+
+
+def test_a_first_environment_that_takes_long_to_make_is_logged_once_before_it_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logged: queue.Queue[dict[str, Any]] = queue.Queue()
+    monkeypatch.setattr(logs, "logger", lambda: Log(logged.put))
+    monkeypatch.setattr(logs, "LONG_S", 0.0)
+    seen: list[dict[str, Any]] = []
+
+    def make(**kwargs: Any) -> Any:
+        seen.append(logged.get(timeout=60.0))
+        raise RuntimeError("no licence")
+
+    services = [Service("slow", Factory("mine:Slow", make), 1)]
+    made = agent.Agent(services, cast(Any, None), lambda _token: cast(Any, None))
+    with pytest.raises(ConfigurationError, match="no licence"):
+        made.run()
+    assert seen == [{"event": "making environment", "address": "slow", "env": "mine:Slow"}]
+    assert logged.empty()

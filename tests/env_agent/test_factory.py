@@ -126,9 +126,9 @@ def test_the_learners_arguments_override_the_operators() -> None:
         ("NoSuchEnv-v0", "no environment 'NoSuchEnv-v0'"),
         ("CartPole-v99", "no environment 'CartPole-v99'"),
         ("no_such_module:Env", "no module 'no_such_module'.*in the folder"),
-        ("broken:Env", "no module 'needed_by_nobody_else'.*pip install"),
-        ("lazy:Env", "no module 'needed_by_nobody_else'.*lazy needs it: pip install"),
-        ("./lazy.py:Env", "no module 'needed_by_nobody_else'.*lazy needs it: pip install"),
+        ("broken:Env", r"no module 'needed_by_nobody_else'.*: \./run pip install needed_by"),
+        ("lazy:Env", r"no module 'needed_by_nobody_else'.*lazy needs it: \./run pip install"),
+        ("./lazy.py:Env", r"no module 'needed_by_nobody_else'.*lazy needs it: \./run pip install"),
         ("raising:Env", "importing 'raising' raised ZeroDivisionError"),
         ("exiting:Env", "importing 'exiting' raised SystemExit: 4"),
         ("./exiting.py:Env", "importing 'exiting' raised SystemExit: 4"),
@@ -147,7 +147,10 @@ def test_the_learners_arguments_override_the_operators() -> None:
         ("./mine.py:Nothing", r"^\./mine\.py:Nothing: \./mine\.py has no 'Nothing'"),
         ("./mine.py:number", r"^\./mine\.py:number: number is neither"),
         ("./raising.py:Env", "importing 'raising' raised ZeroDivisionError"),
-        ("needy:Env", r"needy:Env cannot be used yet: .*pip install wheels"),
+        (
+            "needy:Env",
+            r"needy:Env cannot be used yet: Wheels are missing: \./run pip install wheels",
+        ),
     ],
 )
 def test_what_cannot_be_found_is_refused_saying_what_to_do(name: str, why: str) -> None:

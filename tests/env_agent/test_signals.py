@@ -75,7 +75,7 @@ def run(program: str) -> str:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stderr
 
 
 def test_the_agents_handlers_are_restored_and_those_of_an_event_loop_stay() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dis
+import functools
 import gc
 import inspect
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import gymwire.protocol
@@ -17,10 +19,29 @@ from tests.sampling import thorough
 
 OURS = (str(Path(learner_agent.__file__).parent), str(Path(gymwire.protocol.__file__).parent))
 RETURNS = {dis.opmap[name] for name in ("RETURN_VALUE", "RETURN_CONST") if name in dis.opmap}
+CALLS = ("PRECALL", "CALL")
 
 # By how much the strides of the tests are multiplied.
 SPARSE = 5
 DENSITIES = [SPARSE, thorough(1)]
+
+
+@functools.cache
+def _ends_of_with(code: CodeType) -> frozenset[int]:
+    """Return where the code calls `__exit__` of a `with` statement whose block raised nothing.
+
+    An exception there would leave a lock of the statement held forever. Python raises none there:
+    it looks for signals at the beginning of functions, after calls, and where loops jump back.
+    """
+    found: set[int] = set()
+    steps = [*dis.get_instructions(code)]
+    for number in range(len(steps)):
+        loads = steps[number : number + 3]
+        if [one.argval for one in loads if one.opname == "LOAD_CONST"] == [None] * 3:
+            calls = itertools.takewhile(lambda one: one.opname in CALLS, steps[number + 3 :])
+            before = [one for one in steps[number - 1 : number] if one.opname == "SWAP"]  # a return
+            found.update(one.offset for one in [*before, *loads, *calls])
+    return frozenset(found)
 
 
 class FromOutside(Exception):
@@ -42,7 +63,8 @@ class Interruption:
 
     The return of the outermost frame is no such instruction: the call has returned then. Neither is
     the end of a generator that is closed before it is exhausted: nothing can come out of it. Only
-    Python 3.12 executes instructions there; they have no line.
+    Python 3.12 executes instructions there; they have no line. Nor is the call that ends a `with`
+    statement, see `_ends_of_with`.
 
     Attributes:
         where: the instruction; empty if the call ended before.
@@ -88,6 +110,8 @@ class Interruption:
         if frame is self._outermost and frame.f_code.co_code[frame.f_lasti] in RETURNS:
             return self._trace
         if frame.f_lineno is None and frame.f_code.co_flags & inspect.CO_GENERATOR:
+            return self._trace
+        if frame.f_lasti in _ends_of_with(frame.f_code):
             return self._trace
         self.count += 1
         if self.count > self._instruction:

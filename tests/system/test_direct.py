@@ -22,7 +22,7 @@ from gymwire.learner_agent.client.exchange import Exchange
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.protocol.codec import PLAIN, Frame
 from gymwire.protocol.errors import ConnectionFailed, EnvironmentLost
-from gymwire.protocol.messages import Act, Busy, BusyReason, Code, Error, Message, Resume
+from gymwire.protocol.messages import Act, Busy, BusyReason, Code, Error, Message, Resume, Resumed
 from gymwire.protocol.security.keys import generate, load
 from gymwire.protocol.transport.interface import Transport
 from gymwire.protocol.transport.registry import dial, dial_first
@@ -494,6 +494,22 @@ def test_a_learner_with_a_wrong_nonce_is_refused(url: str, scheme: str) -> None:
             assert isinstance(refusal, Busy)
             assert refusal.reason == BusyReason.HELLO
         assert env.step(1)[0] == 1
+
+
+def test_a_session_that_the_agent_has_bound_to_another_connection_takes_its_path_back(
+    url: str,
+) -> None:
+    with ProxyEnv("located-d", url, direct="always", step_timeout_s=PATIENCE_S) as env:
+        env.reset()
+        session = session_of(env)
+        assert session.opened.direct is not None
+        with dialed(url_in(session.opened.direct)) as dealer:
+            dealer.send(PLAIN.encode(Resume(session.open_msg.nonce), session.sid))
+            assert isinstance(answer(dealer), Resumed)
+            count = 0
+            while count < 2 or not session.is_direct:
+                count += 1
+                assert env.step(1)[0] == count
 
 
 def test_a_frame_for_anothers_session_is_refused(url: str) -> None:

@@ -7,12 +7,13 @@ import itertools
 import threading
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
+import structlog
 from gymnasium import Space
 from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete, Tuple
 
@@ -199,10 +200,25 @@ def test_the_program_renders_in_its_own_thread(broker_url: str) -> None:
     assert walker.threads == {threading.get_ident()}
 
 
-def test_a_render_mode_needs_a_program_that_renders(broker_url: str) -> None:
+@pytest.fixture
+def _structlog_is_not_configured() -> Iterator[None]:
+    before = structlog.get_config() if structlog.is_configured() else None
+    structlog.reset_defaults()
+    yield
+    if before is not None:
+        structlog.configure(**before)
+
+
+@pytest.mark.usefixtures("_structlog_is_not_configured")
+def test_a_render_mode_needs_a_program_that_renders(
+    broker_url: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     walker = Walker(broker_url)
     with walker.simulation, pytest.raises(GymwireError, match="render mode 'rgb_array'"):
         ProxyEnv(walker.address, broker_url, render_mode="rgb_array")
+    printed = capfd.readouterr()
+    assert printed.out == ""  # which belongs to the program
+    assert "session refused" in printed.err
 
 
 def test_an_exception_in_the_program_reaches_the_learner(broker_url: str) -> None:
@@ -351,6 +367,25 @@ def test_a_simulation_passes_the_checker(broker_url: str) -> None:
             simulation.exchange(np.zeros(1))
         learner.get()
     assert verdicts[0].failure is None
+
+
+def test_a_wrong_state_is_raised_in_the_program_and_reaches_nobody(broker_url: str) -> None:
+    walker = Walker(broker_url)
+
+    def play() -> Any:
+        with ProxyEnv(walker.address, broker_url) as env:
+            env.reset()
+            return env.step(2)
+
+    with walker.simulation:
+        learner = Learner(play)
+        walker.loop(lambda: any(one.action is not None for one in walker.commands))
+        with pytest.raises(UsageError, match=r"of shape \(2,\) and dtype float64 is not in"):
+            walker.simulation.exchange(np.zeros(2))
+        with pytest.raises(UsageError, match="reward nan is not a number"):
+            walker.simulation.exchange(np.zeros(1), float("nan"))
+        walker.loop(learner.ended)
+        assert learner.get()[0] == np.array([1.0])
 
 
 def test_a_closed_simulation_says_so(broker_url: str) -> None:

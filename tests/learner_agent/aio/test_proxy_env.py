@@ -31,7 +31,8 @@ from gymwire.errors import (
     RequestTimeout,
     ResetNeeded,
 )
-from tests.processes import Programs, programs
+from gymwire.learner_agent.client import direct as direct_paths
+from tests.processes import PATIENCE_S, Programs, programs
 from tests.sameness import assert_same
 
 ENV = "CartPole-v1"
@@ -44,6 +45,12 @@ def go(request: pytest.FixtureRequest) -> Callable[[Body], None]:
     """Run a coroutine function in an event loop of each kind."""
     pytest.importorskip(request.param)
     return lambda body: anyio.run(body, backend=request.param)
+
+
+@pytest.fixture(autouse=True)
+def _direct_connections_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait as long as it takes: dozens of tasks that open sessions share the event loop's time."""
+    monkeypatch.setattr(direct_paths, "ALWAYS_S", PATIENCE_S)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from gymwire.learner_agent.client.connection_use import ConnectionUse
 from gymwire.learner_agent.client.direct import DirectLink, DirectLinks, DirectPath, SessionPaths
 from gymwire.protocol.codec import PLAIN, read_header
 from gymwire.protocol.errors import DecodingError, GymwireError
-from gymwire.protocol.messages import Kind, Open, Resumed
+from gymwire.protocol.messages import Busy, BusyReason, Kind, Open, Resumed
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.transport.interface import LinkEvent
 from tests.learner_agent.opcodes import Interruption
@@ -78,7 +78,9 @@ def path(dealer: Dealer) -> DirectPath:
 
 
 def session(sid: int, fail: Callable[[GymwireError], None] = print) -> Any:
-    return SimpleNamespace(sid=sid, open_msg=Open("lake", bytes(16)), fail=fail)
+    return SimpleNamespace(
+        sid=sid, open_msg=Open("lake", bytes(16)), fail=fail, receive=lambda *_: False
+    )
 
 
 def test_connections_are_made_side_by_side(clock: Clock) -> None:
@@ -97,6 +99,23 @@ def test_connections_that_are_up_or_denied_are_not_waited_for(clock: Clock) -> N
     direct.wait_until_attached(links, 0.5, clock)
     assert [one.up for one in links] == [False, True]
     assert clock.now < 0.21
+
+
+def test_a_path_to_which_the_agent_has_not_bound_the_session_is_resumed(clock: Clock) -> None:
+    dealer = Dealer(clock, 0.0, answers=True)
+    dealer.refused = 0
+    one = path(dealer)
+    one.link.check()
+    assert one.up
+    for reason, is_up in ((BusyReason.RATE, True), (BusyReason.HELLO, False)):
+        busy = bytes(PLAIN.encode(Busy(reason, 0.0), one.sid, 3))
+        one.link.receive_frame(busy)
+        assert one.up is is_up  # if not, the request takes the relayed path
+    one.link.receive_frame(busy)  # of another frame that was sent before
+    assert one.went_down
+    one.link.check()
+    assert one.up
+    assert dealer.sent == [Kind.RESUME] * 2
 
 
 @pytest.mark.parametrize(

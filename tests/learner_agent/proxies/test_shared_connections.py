@@ -24,7 +24,7 @@ from gymwire import ProxyEnv
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.connection_use import ConnectionUse
 from gymwire.learner_agent.client.moving import move
-from gymwire.learner_agent.proxies import session_owner
+from gymwire.learner_agent.proxies import session_owner, shared_connections
 from gymwire.learner_agent.proxies.interrupts import is_in_call
 from gymwire.learner_agent.proxies.options import ProxyOptions
 from gymwire.learner_agent.proxies.shared_connections import Share, share
@@ -596,6 +596,22 @@ def test_a_process_holds_more_proxies_than_it_may_open_files(
         local = Moody()
         local.reset(seed=seed)
         assert [local.step(1)[1] for _ in range(4)][-1] == reward
+
+
+def test_an_interruption_leaves_no_lock_behind(pool: ThreadPoolExecutor) -> None:
+    def lock_is_free() -> bool:
+        is_free = shared_connections._lock.acquire(blocking=False)
+        if is_free:
+            shared_connections._lock.release()
+        return is_free
+
+    instruction, interrupted = 0, True
+    while interrupted:
+        interruption = Interruption(instruction)
+        interrupted = interruption.run(partial(shared_connections._join, ("nobody",)))
+        assert pool.submit(lock_is_free).result(PATIENCE_S), interruption.where
+        instruction += 1
+    assert instruction > 10
 
 
 @pytest.mark.parametrize("times", DENSITIES)

@@ -1,0 +1,72 @@
+"""Check the states that a program reports, so that its mistakes are raised where they are made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium import Space
+from gymnasium.spaces import Box
+
+from gymwire.env_agent.simulation.turns import State
+from gymwire.protocol import space_codecs
+from gymwire.protocol.arrays import Tail
+from gymwire.protocol.errors import UsageError
+from gymwire.protocol.space_codecs import NOT_COMPACT
+
+_REAL = "biuf"  # the kinds of dtypes of rewards
+
+
+class StateCheck:
+    """Checks states against the space of their observations.
+
+    The values of an observation may be outside the bounds of a Box, as those of sensors are; its
+    type, dtype, shape and keys may not differ.
+    """
+
+    def __init__(self, space: Space[Any]) -> None:
+        self._space = space
+        self._encode = space_codecs.compile(space).encode
+
+    def check(self, state: State) -> None:
+        """Raise UsageError if a learner could not use this state."""
+        if not self._has_form(state.observation):
+            form = ""
+            if isinstance(state.observation, np.ndarray | np.generic):
+                form = f" of shape {state.observation.shape} and dtype {state.observation.dtype}"
+            raise UsageError(
+                f"exchange: the observation {state.observation!r:.100}{form} is not in the "
+                f"observation_space {self._space!r:.200}. Pass a value of its type, shape and "
+                f"dtype."
+            )
+        if not _is_reward(state.reward):
+            raise UsageError(
+                f"exchange: the reward {state.reward!r:.100} is not a number. Pass a float that is "
+                f"not NaN."
+            )
+        for name, flag in (("terminated", state.terminated), ("truncated", state.truncated)):
+            if not isinstance(flag, bool) and getattr(flag, "shape", None) != ():
+                raise UsageError(f"exchange: {name} must be True or False, not {flag!r:.100}.")
+        if not isinstance(state.info, dict | None):
+            raise UsageError(f"exchange: info must be a dict or None, not {state.info!r:.100}.")
+
+    def _has_form(self, observation: Any) -> bool:
+        if self._encode(observation, Tail()) is not NOT_COMPACT:
+            return True
+        is_box = isinstance(self._space, Box)
+        if is_box and isinstance(observation, list | tuple | int | float):
+            return False
+        try:  # Gymnasium warns if a Box is given a tensor, or a NumPy scalar
+            value = np.asarray(observation) if is_box else observation
+            return bool(self._space.contains(value))
+        except Exception:  # noqa: BLE001 - spaces compare whatever they get
+            return False
+
+
+def _is_reward(reward: Any) -> bool:
+    if isinstance(reward, int | float):
+        return reward == reward  # NaN does not equal itself
+    if isinstance(reward, str | bytes | list | tuple) or reward is None:
+        return False
+    array = np.asarray(reward)
+    return array.dtype.kind in _REAL and not np.isnan(array).any()
