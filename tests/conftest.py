@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from gymwire.protocol.ending_signals import HANGUP
-from tests import interpreters
+from tests import interpreters, sampling
 from tests.processes import Programs, programs
 
 # The tests start many interpreters, which share the compiled modules; so do the workers of `-n`.
@@ -70,8 +70,8 @@ SLOW_FILES = (
 
 def pytest_configure(config: pytest.Config) -> None:
     """Try fewer examples in a run without the thorough tests."""
-    plain = config.getoption("markexpr") == "not thorough"
-    settings.load_profile("sample" if plain else "thorough")
+    sampling.is_plain = config.getoption("markexpr") == "not thorough"
+    settings.load_profile("sample" if sampling.is_plain else "thorough")
 
 
 def pytest_xdist_setupnodes() -> None:
