@@ -19,6 +19,9 @@ from tests.processes import Programs, programs
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+# Each of many short processes would start as many threads as there are processors.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 # Windows open nowhere: here and in the programs that tests start.
 os.environ["SDL_VIDEODRIVER"] = "dummy"
 

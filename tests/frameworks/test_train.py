@@ -19,7 +19,7 @@ from gymwire.learner_agent.training import ppo
 from gymwire.protocol.errors import ConfigurationError
 from tests.cli.reading import Screen, call
 from tests.frameworks.envs import SPACES, Lottery
-from tests.processes import PATIENCE_S, ROOT, programs
+from tests.processes import PATIENCE_S, ROOT, WRITES_PROGRESS, programs
 from tests.sampling import thorough
 
 REASON = "Stable-Baselines3 is not installed; ./run pytest tests/frameworks installs it"
@@ -176,9 +176,9 @@ def test_an_interrupted_training_is_saved(
     broker: str, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     path = tmp_path / "model.zip"
-    command = f"-m gymwire train ppo/pole --steps 100000 --wait 10 --save {path} --broker {broker}"
+    options = f"train ppo/pole --steps 100000 --wait 10 --save {path} --broker {broker}"
     with subprocess.Popen(
-        [sys.executable, *command.split()],
+        [sys.executable, "-c", WRITES_PROGRESS, *options.split()],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
