@@ -68,6 +68,7 @@ NAMES = {
 }
 EXPOSED = ["compute_reward", "level", "scaled", "calls", "asked"]
 SLOTS = 4
+BUFFER_SIZE = 1000  # more than are trained; HerReplayBuffer makes a dict for each by itself
 SYNC = {"vectorization_mode": "sync"}
 WAYS = sampled([(1, "never"), (3, "never"), (3, "always")], 2)
 
@@ -138,7 +139,15 @@ def ppo(envs: VecEnv, steps: int = 200) -> Any:
 
 
 def dqn(envs: VecEnv) -> Any:
-    model = DQN("MlpPolicy", envs, learning_starts=32, batch_size=16, train_freq=8, seed=7)
+    model = DQN(
+        "MlpPolicy",
+        envs,
+        buffer_size=BUFFER_SIZE,
+        learning_starts=32,
+        batch_size=16,
+        train_freq=8,
+        seed=7,
+    )
     return model.learn(200)
 
 
@@ -146,6 +155,7 @@ def sac_her(envs: VecEnv, *, copy_info_dict: bool) -> Any:
     model = SAC(
         "MultiInputPolicy",
         envs,
+        buffer_size=BUFFER_SIZE,
         replay_buffer_class=HerReplayBuffer,
         replay_buffer_kwargs={"n_sampled_goal": 4, "copy_info_dict": copy_info_dict},
         learning_starts=60,
