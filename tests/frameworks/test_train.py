@@ -8,8 +8,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -23,10 +24,19 @@ from tests.processes import PATIENCE_S, ROOT, WRITES_PROGRESS, programs
 from tests.sampling import thorough
 
 REASON = "Stable-Baselines3 is not installed; ./run pytest tests/frameworks installs it"
-pytest.importorskip("stable_baselines3", reason=REASON)
+pytestmark = pytest.mark.skipif(find_spec("stable_baselines3") is None, reason=REASON)
 
-import torch  # noqa: E402 - likewise
-from stable_baselines3 import A2C, PPO  # noqa: E402 - after the test that it is there
+if TYPE_CHECKING:
+    import torch
+    from stable_baselines3 import A2C, PPO
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported() -> None:
+    """Import PyTorch where these tests run, and not in each process that collects them."""
+    global torch, A2C, PPO
+    import torch
+    from stable_baselines3 import A2C, PPO
 
 
 @pytest.fixture(scope="module")
