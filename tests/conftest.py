@@ -12,12 +12,15 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from gymwire.protocol.ending_signals import HANGUP
-from tests import interpreters
+from tests import interpreters, sampling
 from tests.processes import Programs, programs
 
 # The tests start many interpreters, which share the compiled modules; so do the workers of `-n`.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# Each of many short processes would start as many threads as there are processors.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Windows open nowhere: here and in the programs that tests start.
 os.environ["SDL_VIDEODRIVER"] = "dummy"
@@ -70,8 +73,8 @@ SLOW_FILES = (
 
 def pytest_configure(config: pytest.Config) -> None:
     """Try fewer examples in a run without the thorough tests."""
-    plain = config.getoption("markexpr") == "not thorough"
-    settings.load_profile("sample" if plain else "thorough")
+    sampling.is_plain = config.getoption("markexpr") == "not thorough"
+    settings.load_profile("sample" if sampling.is_plain else "thorough")
 
 
 def pytest_xdist_setupnodes() -> None:

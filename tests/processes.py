@@ -15,6 +15,13 @@ from tests.prefork import ROOT as ROOT
 from tests.prefork import Forked
 
 PATIENCE_S = 60.0  # for what must happen, on a machine that may be busy
+# `python -c` this: `gymwire`, but a training writes its first progress at once.
+WRITES_PROGRESS = """
+import sys
+from gymwire.cli import main, progress
+progress.LINE_AT_LEAST_S = progress.LINE_AT_MOST_S = 0.0
+sys.exit(main())
+"""
 
 
 class Program:

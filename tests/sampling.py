@@ -1,4 +1,4 @@
-"""Samples of long lists of cases: the other cases are marked `thorough`."""
+"""Samples of long lists of cases: the other cases are marked `thorough`, or have other numbers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+
+is_plain = True  # conftest.py sets it, before the tests are imported
 
 
 def sampled(cases: Iterable[Any], every: int, *, first: int = 0) -> list[Any]:
@@ -26,3 +28,8 @@ def sampled(cases: Iterable[Any], every: int, *, first: int = 0) -> list[Any]:
 def thorough(*case: Any) -> Any:
     """Return one case that only a thorough run tries."""
     return pytest.param(*case, marks=pytest.mark.thorough)
+
+
+def by_run(plain: int, full: int) -> int:
+    """Return the number of this run: `full` tries all that `plain` tries, and more."""
+    return plain if is_plain else full

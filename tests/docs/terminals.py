@@ -29,6 +29,7 @@ class Terminals:
             "GYMWIRE_BROKER": url,
             "GYMWIRE_BIND": url,
             "GYMWIRE_WAIT": str(PATIENCE_S),
+            "GYMWIRE_STEPS": "2000",  # of a training that names no number
             "PYTHONPATH": str(ROOT),
             "PYTHONWARNINGS": "ignore",
             "SDL_VIDEODRIVER": "dummy",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
@@ -13,15 +14,22 @@ from gymwire import ProxyVectorEnv
 from tests.sameness import assert_same
 from tests.sampling import thorough
 
-pytest.importorskip(
-    "torch", reason="PyTorch is not installed; ./run pytest tests/frameworks installs it"
-)
+REASON = "PyTorch is not installed; ./run pytest tests/frameworks installs it"
+pytestmark = pytest.mark.skipif(find_spec("torch") is None, reason=REASON)
 
-import torch
+if TYPE_CHECKING:
+    from examples import cleanrl_ppo
 
-from examples import cleanrl_ppo
 
-torch.set_num_threads(1)
+@pytest.fixture(scope="module", autouse=True)
+def _imported() -> None:
+    """Import PyTorch where these tests run, and not in each process that collects them."""
+    global cleanrl_ppo
+    import torch
+
+    from examples import cleanrl_ppo
+
+    torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("direct", ["never", thorough("always")])

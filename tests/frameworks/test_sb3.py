@@ -7,8 +7,9 @@ import functools
 import pickle
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
@@ -32,23 +33,32 @@ from tests.sameness import assert_same
 from tests.sampling import sampled, thorough
 
 REASON = "Stable-Baselines3 is not installed; ./run pytest tests/frameworks installs it"
-pytest.importorskip("stable_baselines3", reason=REASON)
-pytest.importorskip("sb3_contrib", reason=REASON)
+pytestmark = pytest.mark.skipif(find_spec("sb3_contrib") is None, reason=REASON)
 
-import torch  # noqa: E402 - after the tests that it is there
-from sb3_contrib import MaskablePPO  # noqa: E402
-from stable_baselines3 import DQN, PPO, SAC, HerReplayBuffer  # noqa: E402
-from stable_baselines3.common.callbacks import EvalCallback  # noqa: E402
-from stable_baselines3.common.vec_env import (  # noqa: E402
-    DummyVecEnv,
-    VecEnv,
-    VecMonitor,
-    VecNormalize,
-)
+if TYPE_CHECKING:
+    from sb3_contrib import MaskablePPO
+    from stable_baselines3 import DQN, PPO, SAC, HerReplayBuffer
+    from stable_baselines3.common.callbacks import EvalCallback
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor, VecNormalize
 
-from gymwire.sb3 import ProxyVecEnv  # noqa: E402
+    from gymwire.sb3 import ProxyVecEnv
 
-torch.set_num_threads(1)
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported() -> None:
+    """Import PyTorch where these tests run, and not in each process that collects them."""
+    global MaskablePPO, DQN, PPO, SAC, HerReplayBuffer, EvalCallback
+    global DummyVecEnv, VecEnv, VecMonitor, VecNormalize, ProxyVecEnv
+    import torch
+    from sb3_contrib import MaskablePPO
+    from stable_baselines3 import DQN, PPO, SAC, HerReplayBuffer
+    from stable_baselines3.common.callbacks import EvalCallback
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor, VecNormalize
+
+    from gymwire.sb3 import ProxyVecEnv
+
+    torch.set_num_threads(1)
+
 
 MAKERS: dict[str, Callable[[], Any]] = {
     "cartpole": partial(gymnasium.make, "CartPole-v1"),
@@ -68,6 +78,7 @@ NAMES = {
 }
 EXPOSED = ["compute_reward", "level", "scaled", "calls", "asked"]
 SLOTS = 4
+BUFFER_SIZE = 1000  # more than are trained; HerReplayBuffer makes a dict for each by itself
 SYNC = {"vectorization_mode": "sync"}
 WAYS = sampled([(1, "never"), (3, "never"), (3, "always")], 2)
 
@@ -107,7 +118,7 @@ def local(address: str, n_envs: int = 3) -> DummyVecEnv:
     return DummyVecEnv([MAKERS[address]] * n_envs)
 
 
-Make = Callable[..., ProxyVecEnv]
+Make = Callable[..., "ProxyVecEnv"]
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -138,7 +149,15 @@ def ppo(envs: VecEnv, steps: int = 200) -> Any:
 
 
 def dqn(envs: VecEnv) -> Any:
-    model = DQN("MlpPolicy", envs, learning_starts=32, batch_size=16, train_freq=8, seed=7)
+    model = DQN(
+        "MlpPolicy",
+        envs,
+        buffer_size=BUFFER_SIZE,
+        learning_starts=32,
+        batch_size=16,
+        train_freq=8,
+        seed=7,
+    )
     return model.learn(200)
 
 
@@ -146,6 +165,7 @@ def sac_her(envs: VecEnv, *, copy_info_dict: bool) -> Any:
     model = SAC(
         "MultiInputPolicy",
         envs,
+        buffer_size=BUFFER_SIZE,
         replay_buffer_class=HerReplayBuffer,
         replay_buffer_kwargs={"n_sampled_goal": 4, "copy_info_dict": copy_info_dict},
         learning_starts=60,

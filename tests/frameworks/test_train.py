@@ -8,8 +8,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,14 +20,23 @@ from gymwire.learner_agent.training import ppo
 from gymwire.protocol.errors import ConfigurationError
 from tests.cli.reading import Screen, call
 from tests.frameworks.envs import SPACES, Lottery
-from tests.processes import PATIENCE_S, ROOT, programs
+from tests.processes import PATIENCE_S, ROOT, WRITES_PROGRESS, programs
 from tests.sampling import thorough
 
 REASON = "Stable-Baselines3 is not installed; ./run pytest tests/frameworks installs it"
-pytest.importorskip("stable_baselines3", reason=REASON)
+pytestmark = pytest.mark.skipif(find_spec("stable_baselines3") is None, reason=REASON)
 
-import torch  # noqa: E402 - likewise
-from stable_baselines3 import A2C, PPO  # noqa: E402 - after the test that it is there
+if TYPE_CHECKING:
+    import torch
+    from stable_baselines3 import A2C, PPO
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported() -> None:
+    """Import PyTorch where these tests run, and not in each process that collects them."""
+    global torch, A2C, PPO
+    import torch
+    from stable_baselines3 import A2C, PPO
 
 
 @pytest.fixture(scope="module")
@@ -176,9 +186,9 @@ def test_an_interrupted_training_is_saved(
     broker: str, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     path = tmp_path / "model.zip"
-    command = f"-m gymwire train ppo/pole --steps 100000 --wait 10 --save {path} --broker {broker}"
+    options = f"train ppo/pole --steps 100000 --wait 10 --save {path} --broker {broker}"
     with subprocess.Popen(
-        [sys.executable, *command.split()],
+        [sys.executable, "-c", WRITES_PROGRESS, *options.split()],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -15,15 +15,14 @@ from typing import Any
 
 import gymwire.protocol
 from gymwire import learner_agent
-from tests.sampling import thorough
+from tests.sampling import by_run
 
 OURS = (str(Path(learner_agent.__file__).parent), str(Path(gymwire.protocol.__file__).parent))
 RETURNS = {dis.opmap[name] for name in ("RETURN_VALUE", "RETURN_CONST") if name in dis.opmap}
 CALLS = ("PRECALL", "CALL")
 
 # By how much the strides of the tests are multiplied.
-SPARSE = 5
-DENSITIES = [SPARSE, thorough(1)]
+TIMES = by_run(5, 1)
 
 
 @functools.cache

@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 
-from tests.sampling import thorough
+from tests.sampling import by_run
 from tests.soak import course
 from tests.soak.place import CARTPOLE, PICTURE
 
 
 @pytest.mark.timeout(600)  # on a busy machine, each of many phases takes seconds
-@pytest.mark.parametrize("seconds", [5, thorough(12)])
-def test_no_hostile_peer_changes_a_result_or_takes_the_memory(tmp_path: Path, seconds: int) -> None:
+def test_no_hostile_peer_changes_a_result_or_takes_the_memory(tmp_path: Path) -> None:
     said: list[str] = []
-    held = course.run(tmp_path, minutes=seconds / 60, seed=1, say=said.append, times_count=False)
+    held = course.run(
+        tmp_path, minutes=by_run(5, 12) / 60, seed=1, say=said.append, times_count=False
+    )
     assert held, "\n".join(said)
 
 

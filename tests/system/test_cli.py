@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests import prefork
-from tests.processes import PATIENCE_S, ROOT, Programs, programs
+from tests.processes import PATIENCE_S, ROOT, WRITES_PROGRESS, Programs, programs
 from tests.sampling import thorough
 
 TIMEOUT_S = 90.0  # of a command that ends by itself, on a machine that may be busy
@@ -283,7 +283,7 @@ def test_an_interrupted_training_reports_what_it_has_learnt(
     broker: str, number: signal.Signals, status: int
 ) -> None:
     with subprocess.Popen(
-        [sys.executable, "-m", "gymwire", "train", "--steps", "60000", "--broker", broker],
+        [sys.executable, "-c", WRITES_PROGRESS, "train", "--steps", "60000", "--broker", broker],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

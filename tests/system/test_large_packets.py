@@ -12,12 +12,14 @@ from gymwire import ProxyEnv
 from gymwire.learner_agent.client import direct
 from gymwire.learner_agent.client.direct import MAX_LOSSES
 from gymwire.protocol.errors import BrokerUnreachable, EnvironmentLost
+from gymwire.protocol.transport import dealer
 from tests.chaos.relays import TcpRelay
 from tests.processes import PATIENCE_S, Programs, programs
 
 # More than HELLO, OPENED and the like have, so these pass.
 LARGEST = 8 * 1024
 DEAD_S = 6.0  # after how long a connection that carries nothing counts as lost
+QUICK_MS = 500, 1500  # the interval and the time-out of heartbeats that notice it sooner
 # tests.odd_envs:Noise observes 1 MB, and takes actions of 400 kB.
 OFFER = ("--address", "noise", "--env", "tests.odd_envs:Noise", "--threads", "1")
 
@@ -36,6 +38,13 @@ def _started() -> Iterator[Programs]:
         yield made
 
 
+@pytest.fixture
+def _quick_to_lose(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The learner soon notices that a connection carries nothing."""
+    for name, value in zip(("IVL", "TIMEOUT"), QUICK_MS, strict=True):
+        monkeypatch.setattr(dealer, f"HEARTBEAT_{name}_MS", value)
+
+
 def lossy(relays: list[TcpRelay], url: str) -> str:
     """Return the URL of a relay to `url` that swallows what is large."""
     relays.append(TcpRelay(int(url.rpartition(":")[2])))
@@ -43,11 +52,12 @@ def lossy(relays: list[TcpRelay], url: str) -> str:
     return relays[-1].url
 
 
+@pytest.mark.usefixtures("_quick_to_lose")
 def test_between_learner_and_broker(relay: list[TcpRelay], started: Programs) -> None:
     _, url = started.broker("tcp://127.0.0.1:*", "--no-local-channels")
     started.env_agent(url, *OFFER)
     with (
-        ProxyEnv("noise", lossy(relay, url), direct="never", timeout_s=15.0) as env,
+        ProxyEnv("noise", lossy(relay, url), direct="never", timeout_s=8.0) as env,
         pytest.raises(BrokerUnreachable, match="MTU"),
     ):
         env.reset(seed=1)
@@ -67,6 +77,7 @@ def test_between_broker_and_env_agent(relay: list[TcpRelay], started: Programs) 
         env.reset(seed=1)
 
 
+@pytest.mark.usefixtures("_quick_to_lose")
 def test_between_learner_and_env_agent_the_broker_relays(
     relay: list[TcpRelay], started: Programs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,37 +23,34 @@ from tests import test_exactly_once, wire
 from tests.learner_agent import opcodes
 from tests.learner_agent.aio.virtual import VirtualConnection
 from tests.learner_agent.client import test_interrupted
-from tests.learner_agent.opcodes import SPARSE
 from tests.learner_agent.proxies import test_outside_exceptions
-from tests.sampling import thorough
 
 EXACTLY_ONCE = [one for name, one in vars(test_exactly_once).items() if name.startswith("test_")]
 AIO = str(Path(gymwire.learner_agent.__file__).parent / "aio")
 
 
-def interruptions(times: int) -> list[Callable[[], None]]:
-    """Return the tests of interrupted calls, with strides that are so many times as long."""
+def interruptions() -> list[Callable[[], None]]:
+    """Return the tests of interrupted calls."""
     module, replay = test_outside_exceptions, test_outside_exceptions.REPLAY
     tests: list[Callable[[], None]] = [
-        partial(module.test_a_call_is_neither_lost_nor_doubled, sessions, call, times)
+        partial(module.test_a_call_is_neither_lost_nor_doubled, sessions, call)
         for sessions in (replay, 0)
         for call in (module.step, module.reset)
     ]
     return [
         *tests,
-        partial(module.test_an_interrupted_close_can_be_called_again, 0, times),
-        partial(module.test_an_interrupted_recovery_leaves_no_session_behind, replay, times),
+        partial(module.test_an_interrupted_close_can_be_called_again, 0),
+        partial(module.test_an_interrupted_recovery_leaves_no_session_behind, replay),
     ]
 
 
 INTERRUPTIONS = [
-    *interruptions(SPARSE),
+    *interruptions(),
     partial(
         test_interrupted.test_an_interrupted_step_is_neither_lost_nor_doubled,
         test_interrupted.single,
         None,
     ),
-    *map(thorough, interruptions(1)),
 ]
 # Each event loop once; the loop does not matter to the many examples of a property.
 CASES = [

@@ -16,7 +16,7 @@ from gymwire.env_agent.config import service
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.protocol.errors import AttributeDenied, MoveError
 from gymwire.protocol.messages import Act, Call, Message, Percept, Reset
-from tests.learner_agent.opcodes import DENSITIES, FromOutside, Interruption
+from tests.learner_agent.opcodes import TIMES, FromOutside, Interruption
 from tests.sameness import assert_same
 from tests.wire import Network
 
@@ -42,16 +42,15 @@ def timed_step(session: RemoteSession, number: int, _: float | None) -> object:
     return session.timed_step(number % 4)[0]
 
 
-@pytest.mark.parametrize("times", DENSITIES)
 @pytest.mark.parametrize("call", [step, timed_step])
 @pytest.mark.parametrize("timeout_s", [None, 60.0])
 def test_a_step_is_neither_lost_nor_doubled(
-    session: RemoteSession, call: Callable[..., object], timeout_s: float | None, times: int
+    session: RemoteSession, call: Callable[..., object], timeout_s: float | None
 ) -> None:
     with Network() as network:
         network.env_agent(service(address="lake", env="FrozenLake-v1"))
         undisturbed = network.connection().open("lake")
-        instructions = itertools.count(step=times)
+        instructions = itertools.count(step=TIMES)
         where: str | None = ""
         while where is not None:
             for one in (session, undisturbed):
@@ -73,7 +72,6 @@ def request(session: RemoteSession, message: Message) -> str:
         return type(error).__name__
 
 
-@pytest.mark.parametrize("times", DENSITIES)
 @pytest.mark.parametrize(
     ("message", "reply"),
     [
@@ -84,9 +82,9 @@ def request(session: RemoteSession, message: Message) -> str:
     ],
 )
 def test_a_request_keeps_its_number_and_its_reply(
-    session: RemoteSession, message: Message, reply: str, times: int
+    session: RemoteSession, message: Message, reply: str
 ) -> None:
-    for instruction in itertools.count(step=times):
+    for instruction in itertools.count(step=TIMES):
         session.request(Reset(1))
         seq = session.exchange.seq
         where = interrupted(partial(request, session, message), instruction)

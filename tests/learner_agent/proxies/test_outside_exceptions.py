@@ -1,8 +1,8 @@
 """An exception from outside, at any instruction of a proxy's call, neither loses nor doubles it.
 
 The same call again returns the reply that the undisturbed call would have returned, and the
-environments have executed it once. Strides keep the tests short, those marked `thorough` have
-shorter strides, and GYMWIRE_OPCODE_STRIDE=1, with `--timeout 0`, tests every instruction.
+environments have executed it once. Strides keep the tests short, a thorough run has shorter
+strides, and GYMWIRE_OPCODE_STRIDE=1, with `--timeout 0`, tests every instruction.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.protocol.errors import AttributeDenied, EnvironmentClosed, EnvironmentLost, MoveError
 from tests.learner_agent import opcodes
 from tests.learner_agent.client.test_interrupted import in_memory
-from tests.learner_agent.opcodes import DENSITIES, FromOutside, Interruption
+from tests.learner_agent.opcodes import TIMES, FromOutside, Interruption
 from tests.sameness import assert_same
 from tests.vector_envs import Moody
 from tests.wire import BROKER, Network
@@ -120,18 +120,16 @@ def check(sessions: int, call: Call, stride: int, error: type[Exception] = FromO
             instruction += STRIDE or stride
 
 
-@pytest.mark.parametrize("times", DENSITIES)
 @pytest.mark.parametrize("sessions", [REPLAY, 0, 1, 2])
 @pytest.mark.parametrize("call", [step, reset, get, denied])
-def test_a_call_is_neither_lost_nor_doubled(sessions: int, call: Call, times: int) -> None:
-    assert check(sessions, call, times * (149 if sessions > 0 else 23)) > 149
+def test_a_call_is_neither_lost_nor_doubled(sessions: int, call: Call) -> None:
+    assert check(sessions, call, TIMES * (149 if sessions > 0 else 23)) > 149
 
 
 class Expired(TimeoutError):
     """What a program of a user raises."""
 
 
-@pytest.mark.parametrize("times", DENSITIES)
 @pytest.mark.parametrize(
     "error",
     [
@@ -142,11 +140,11 @@ class Expired(TimeoutError):
 @pytest.mark.parametrize("call", [step, reset, get])
 @pytest.mark.parametrize("is_set", [False, True])
 def test_an_exception_of_any_class_is_not_taken_for_a_failure(
-    call: Call, error: type[Exception], is_set: bool, times: int, monkeypatch: pytest.MonkeyPatch
+    call: Call, error: type[Exception], is_set: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if is_set and error is not MemoryError:  # by another thread: then no frame is its own
         monkeypatch.setitem(vars(opcodes), "__name__", "gymwire.opcodes")
-    assert check(0, call, 29 * times, error) > 149
+    assert check(0, call, 29 * TIMES, error) > 149
 
 
 class Late(AttributeError):
@@ -169,15 +167,13 @@ def test_an_attribute_error_is_not_taken_for_a_missing_attribute(call: Call) -> 
     assert check(0, call, 23, AttributeError) > 200
 
 
-@pytest.mark.parametrize("times", DENSITIES)
 @pytest.mark.parametrize("call", [send, recv, step_async])
-def test_a_call_of_several_sessions_is_neither_lost_nor_doubled(call: Call, times: int) -> None:
-    assert check(3, call, 211 * times) > 211
+def test_a_call_of_several_sessions_is_neither_lost_nor_doubled(call: Call) -> None:
+    assert check(3, call, 211 * TIMES) > 211
 
 
-@pytest.mark.parametrize("times", DENSITIES)
 @pytest.mark.parametrize("sessions", [0, 2])
-def test_an_interrupted_close_can_be_called_again(sessions: int, times: int) -> None:
+def test_an_interrupted_close_can_be_called_again(sessions: int) -> None:
     with in_memory() as network:
         (loop,) = network.loops
         instruction, interrupted = 0, True
@@ -189,16 +185,15 @@ def test_an_interrupted_close_can_be_called_again(sessions: int, times: int) -> 
             env.close()
             network.pass_time(1.0)
             assert loop.idle, interruption.where
-            instruction += STRIDE or 17 * times
+            instruction += STRIDE or 17 * TIMES
         assert not interruption.where
         assert instruction > 200
 
 
-@pytest.mark.parametrize("times", DENSITIES)
 @pytest.mark.parametrize("sessions", [REPLAY, 1, 2])
 @pytest.mark.parametrize("call", [step, reset, get])
 def test_a_close_at_any_instruction_of_a_call_ends_it_with_its_result_or_says_so(
-    sessions: int, call: Call, times: int
+    sessions: int, call: Call
 ) -> None:
     with in_memory() as network:
         (loop,) = network.loops
@@ -217,7 +212,7 @@ def test_a_close_at_any_instruction_of_a_call_ends_it_with_its_result_or_says_so
             assert loop.idle, interruption.where
             if not interruption.where:
                 return
-            instruction += STRIDE or 97 * times
+            instruction += STRIDE or 97 * TIMES
 
 
 def lose(env: Any, sessions: int) -> int:
@@ -243,9 +238,8 @@ def recovery(env: Any, sessions: int) -> Iterator[Any]:
         yield env.step(actions(env, number))
 
 
-@pytest.mark.parametrize("times", DENSITIES)
 @pytest.mark.parametrize("sessions", [REPLAY, 0, 2])
-def test_an_interrupted_recovery_leaves_no_session_behind(sessions: int, times: int) -> None:
+def test_an_interrupted_recovery_leaves_no_session_behind(sessions: int) -> None:
     local = SyncVectorEnv([Moody] * 3) if sessions > 0 else Moody()
     started, recovered = list(start(local)), list(recovery(local, sessions))
     with in_memory() as network:
@@ -265,7 +259,7 @@ def test_an_interrupted_recovery_leaves_no_session_behind(sessions: int, times: 
                 env._session.connection.close()
             network.pass_time(1.0)
             assert loop.idle, interruption.where
-            instruction += STRIDE or 499 * times
+            instruction += STRIDE or 499 * TIMES
         assert not interruption.where
         assert instruction > 5000
 

@@ -39,7 +39,7 @@ from gymwire.protocol.errors import (
 from gymwire.protocol.messages import Code, Error
 from tests import prefork
 from tests.learner_agent.client.test_interrupted import in_memory
-from tests.learner_agent.opcodes import DENSITIES, Interruption
+from tests.learner_agent.opcodes import TIMES, Interruption
 from tests.learner_agent.proxies.test_threads import begun
 from tests.processes import PATIENCE_S, programs
 from tests.sameness import assert_same
@@ -614,9 +614,8 @@ def test_an_interruption_leaves_no_lock_behind(pool: ThreadPoolExecutor) -> None
     assert instruction > 10
 
 
-@pytest.mark.parametrize("times", DENSITIES)
 @pytest.mark.parametrize("ends", [False, True])
-def test_an_interrupted_move_neither_loses_nor_doubles_a_step(ends: bool, times: int) -> None:
+def test_an_interrupted_move_neither_loses_nor_doubles_a_step(ends: bool) -> None:
     def make() -> ProxyEnv:
         env = ProxyEnv("moody", BROKER)
         env.reset(seed=1)
@@ -642,13 +641,12 @@ def test_an_interrupted_move_neither_loses_nor_doubles_a_step(ends: bool, times:
             # Else the lease of a session whose connection was just made.
             network.pass_time(1.0 if ends else 31.0)
             assert loop.idle, interruption.where
-            instruction += STRIDE or 67 * times
+            instruction += STRIDE or 67 * TIMES
         assert not interruption.where
         assert instruction > 1000
 
 
-@pytest.mark.parametrize("times", DENSITIES)
-def test_an_interrupted_constructor_leaves_the_other_proxies_alone(times: int) -> None:
+def test_an_interrupted_constructor_leaves_the_other_proxies_alone() -> None:
     with in_memory() as network, contextlib.closing(ProxyEnv("moody", BROKER)) as other:
         local = Moody()
         assert_same(other.reset(seed=1), local.reset(seed=1))
@@ -659,7 +657,7 @@ def test_an_interrupted_constructor_leaves_the_other_proxies_alone(times: int) -
             assert_same(other.step(1), local.step(1), interruption.where)
             network.pass_time(1.0)
             assert len(network.hosts[0].slots) == (1 if interrupted else 2), interruption.where
-            instruction += STRIDE or 23 * times
+            instruction += STRIDE or 23 * TIMES
         assert not interruption.where
         assert instruction > 1000
 
