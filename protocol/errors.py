@@ -17,7 +17,7 @@ Each message says what was wrong, whose fault it was and what to do. Errors of Z
     │   ├── DecodingError           malformed bytes
     │   └── VersionMismatch         the other side's version is incompatible
     ├── ConnectionFailed            nobody's known fault
-    │   ├── BrokerUnreachable       no broker answers at the URL
+    │   ├── BrokerUnreachable       no broker answers at the URL, or it has become silent
     │   ├── RequestTimeout          no answer within the time that the caller allowed
     │   └── Denied                  the broker or the env agent refuses this key
     ├── OfferError                  the address cannot be used now
@@ -26,7 +26,7 @@ Each message says what was wrong, whose fault it was and what to do. Errors of Z
     │   └── NoFreeSlot              no slot of it can be used now
     ├── EnvironmentSideError        a failure on the environment's side
     │   ├── EnvironmentFailed       the environment raised; `.remote_type`, `.remote_traceback`
-    │   ├── EnvironmentLost         its env agent died, froze or was cut off; the session is lost
+    │   ├── EnvironmentLost         the session is lost, as by the end of its env agent
     │   ├── ReplayMismatch          a replayed episode had a different result
     │   └── AttributeDenied         attribute or method that the env agent does not expose
     └── Refused                     any other refusal, in the words of the other side
@@ -158,7 +158,7 @@ class ConnectionFailed(GymwireError):
 
 
 class BrokerUnreachable(ConnectionFailed):
-    """No broker answers at the URL.
+    """No broker answers at the URL, or it has been silent for `timeout_s`.
 
     Attributes:
         url_source: what sets the URL, such as an option or a file. `str` then advises to check it;
@@ -231,7 +231,10 @@ class EnvironmentFailed(EnvironmentSideError):
 
 
 class EnvironmentLost(EnvironmentSideError):
-    """The env agent died, froze or was cut off; the session is lost."""
+    """The session is lost.
+
+    Its env agent or environment is gone, or an operator, the policy or the lease ended it.
+    """
 
 
 class ReplayMismatch(EnvironmentSideError):

@@ -100,7 +100,7 @@ class OldGym(_Adapter):
         if seed is not None and "seed" not in self._reset_takes:
             self._made.seed(seed)
         if options and "options" not in self._reset_takes:
-            raise ConfigurationError(f"The reset of {_name(self._made)} takes no options.")
+            raise TypeError(f"The reset of {_name(self._made)} takes no options.")
         taken = {k: v for k, v in given.items() if k in self._reset_takes and v is not None}
         if self._asks_for_info:
             taken["return_info"] = True
@@ -132,11 +132,12 @@ class DmEnv(_Adapter):
         self.observation_space = _from_spec(made.observation_spec(), "observation_spec")
         self.action_space = _from_spec(made.action_spec(), "action_spec")
         self.metadata = {"render_modes": ["rgb_array"] if hasattr(made, "physics") else []}
+        self._has_warned = False
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode; return its first observation."""
         if options:
-            raise ConfigurationError(f"The reset of {_name(self._made)} takes no options.")
+            raise TypeError(f"The reset of {_name(self._made)} takes no options.")
         if seed is not None:
             self._seed(seed)
         first = self._made.reset()
@@ -148,7 +149,8 @@ class DmEnv(_Adapter):
             task._random = np.random.RandomState(seed)  # noqa: SLF001 - dm_control has no other way
         elif hasattr(self._made, "seed"):
             self._made.seed(seed)
-        else:
+        elif not self._has_warned:
+            self._has_warned = True
             logs.logger().warning(
                 "seed ignored", env=_name(self._made), why="the environment takes none"
             )

@@ -537,8 +537,8 @@ def _make_registered(target: str, render_mode: str | None, kwargs: dict[str, Any
             f"such as {target}. Name a class or a function: module:MyEnv or ./file.py:MyEnv"
         )
     raise WrongTarget(
-        f"there is no {target!r} there: {str(failure).rstrip('.?')}. Check the spelling, or write "
-        f"module:{target} with the module that registers it"
+        f"{sys.executable} knows no environment {target!r}: {str(failure).rstrip('.?')}. Check the "
+        f"spelling, or write module:{target} with the module that registers it"
     )
 
 
@@ -835,17 +835,19 @@ class DmEnv:
         self.close = getattr(made, "close", None)
         self.observation_space = SpecSpace(made.observation_spec())
         self.action_space = SpecSpace(made.action_spec())
+        if hasattr(getattr(made, "task", None), "_random"):
+            self.seed: Any = self._seed_task
+        elif hasattr(made, "seed"):
+            self.seed = made.seed
 
-    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
-        """Start an episode. A seed becomes the RandomState of a dm_control task."""
+    def _seed_task(self, seed: Any) -> None:
+        self.env.task._random = np.random.RandomState(seed)  # noqa: SLF001 - dm_control has no other way
+
+    def reset(self, *, options: Any = None) -> Any:
+        """Start an episode, and return its first observation."""
         if options:
-            raise ValueError("The reset of an environment of dm_env takes no options.")
-        task: Any = getattr(self.env, "task", None)
-        if seed is not None and hasattr(task, "_random"):
-            task._random = np.random.RandomState(seed)  # noqa: SLF001 - dm_control has no other way
-        elif seed is not None and hasattr(self.env, "seed"):
-            self.env.seed(seed)
-        return self.observation_space.arrays(self.env.reset().observation), {}
+            raise TypeError(f"The reset of {type(self.env).__name__} takes no options.")
+        return self.observation_space.arrays(self.env.reset().observation)
 
     def step(self, action: Any) -> Any:
         """Run one step; the info has the discount."""

@@ -41,11 +41,11 @@ class StateCheck:
             )
         if not _is_reward(state.reward):
             raise UsageError(
-                f"exchange: the reward {state.reward!r:.100} is not a number. Pass a float that is "
-                f"not NaN."
+                f"exchange: the reward {state.reward!r:.100} is not a single number. Pass a float "
+                f"that is not NaN."
             )
         for name, flag in (("terminated", state.terminated), ("truncated", state.truncated)):
-            if not isinstance(flag, bool) and getattr(flag, "shape", None) != ():
+            if not _is_flag(flag):
                 raise UsageError(f"exchange: {name} must be True or False, not {flag!r:.100}.")
         if not isinstance(state.info, dict | None):
             raise UsageError(f"exchange: info must be a dict or None, not {state.info!r:.100}.")
@@ -66,7 +66,21 @@ class StateCheck:
 def _is_reward(reward: Any) -> bool:
     if isinstance(reward, int | float):
         return reward == reward  # NaN does not equal itself
-    if isinstance(reward, str | bytes | list | tuple) or reward is None:
+    if not hasattr(reward, "shape"):
         return False
-    array = np.asarray(reward)
-    return array.dtype.kind in _REAL and not np.isnan(array).any()
+    array = _as_array(reward)
+    return array.size == 1 and array.dtype.kind in _REAL and not np.isnan(array).any()
+
+
+def _is_flag(flag: Any) -> bool:
+    if isinstance(flag, bool):
+        return True
+    return getattr(flag, "shape", None) == () and _as_array(flag).dtype.kind == "b"
+
+
+def _as_array(value: Any) -> np.ndarray[Any, Any]:
+    """Return a value as an array, whose dtype is object if it cannot be converted."""
+    try:
+        return np.asarray(value)
+    except Exception:  # noqa: BLE001 - a tensor of a GPU, say
+        return np.array(None)

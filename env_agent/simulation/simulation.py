@@ -172,7 +172,7 @@ class Simulation:
         Args:
             observation: an element of the observation space. It is copied. It may exceed the
                 bounds of a Box.
-            reward: the reward since the last call, not NaN.
+            reward: the reward since the last call: a number, or an array of one, but not NaN.
             terminated: whether the episode has reached a terminal state.
             truncated: whether the episode ends for another reason, such as a time limit.
             info: more about the state, as in Gymnasium.

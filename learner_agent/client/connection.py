@@ -280,7 +280,8 @@ class BrokerConnection:
         """Send a request to the broker, wait for the answer, and return it.
 
         An env agent answers OPEN. `timeout_s`: how long to wait, in seconds; None: the connection's
-        `timeout_s`. Raises RequestTimeout after it.
+        `timeout_s`. After it, raises BrokerUnreachable if the broker has been silent for the
+        connection's `timeout_s`, else RequestTimeout.
         """
         request = self.send_request(message, sid)
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
@@ -467,7 +468,7 @@ class BrokerConnection:
     def _silent_broker(self) -> BrokerUnreachable:
         lost_again = self._patience.lost_again(f"a request to {self.url}", self._requests.largest)
         if lost_again is not None:
-            return BrokerUnreachable(lost_again, advice="Compare the MTU along the path.")
+            return BrokerUnreachable(lost_again, advice="Check the MTU along the path.")
         return BrokerUnreachable(
             f"The broker at {self.url} has been silent for {self.timeout_s:g} s: it has stopped, "
             f"or cannot be reached."

@@ -285,7 +285,9 @@ class Exchange:
         try:
             self.state = dialogue.after(self.state, request.kind, kind)
         except MoveError as error:
-            raise ProtocolError(f"The agent at {self.where} broke the protocol: {error}") from None
+            raise ProtocolError(
+                f"The env agent at {self.where} broke the protocol: {error}"
+            ) from None
         if self._abandoned:
             self._abandoned.clear()
         self._reply = header, data
@@ -493,7 +495,7 @@ class Exchange:
         lost_again = self._patience.lost_again(f"a {verb}", len(request.frame))
         if lost_again is not None:
             return BrokerUnreachable(
-                lost_again, advice="Check the MTU along the path, then call again to keep waiting."
+                lost_again, advice="Check the MTU along the path. Call again to keep waiting."
             )
         return BrokerUnreachable(
             f"The broker has been silent for {self._contact.timeout_s:g} s while a {verb} was "

@@ -168,8 +168,8 @@ class Handshake:
             return BrokerUnreachable(
                 f"The broker at {url} answers, but has not confirmed all offers within "
                 f"{waited_s:g} s. It may be overloaded: wait longer (--wait, wait_s=). Or the path "
-                f"may lose large packets, as behind a tunnel with a wrong MTU: compare the MTU "
-                f"along it."
+                f"may lose large packets, as behind a tunnel with a wrong MTU. Check the MTU along "
+                f"the path."
             )
         if self._link.handshake_hint:
             return self._denied(self._link.handshake_hint)

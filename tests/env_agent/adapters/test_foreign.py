@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import structlog
 from gymnasium import spaces
 
 from gymwire.env_agent.environments import Environments, Service
@@ -121,7 +122,7 @@ class Dm(DmBase):
 
     def __init__(self, discount: float = 0.0) -> None:
         self.discount, self.count = discount, 0
-        self.task = types.SimpleNamespace(_random=np.random.RandomState(0))
+        self.task: Any = types.SimpleNamespace(_random=np.random.RandomState(0))
 
     def observation_spec(self) -> Any:
         return {
@@ -280,8 +281,44 @@ def test_an_environment_of_gym_0_21_renders_in_the_mode_that_was_asked_for() -> 
 
 def test_options_that_reset_does_not_take_are_an_error() -> None:
     for maker in (Old, Dm):
-        with pytest.raises(ConfigurationError, match="takes no options"):
+        with pytest.raises(TypeError, match=rf"^The reset of {maker.__name__} takes no options\.$"):
             make(maker).reset(options={"level": 1})
+
+
+class Seedless(Dm):
+    """An environment of dm_env that takes no seed."""
+
+    task: Any = None
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def _observe(self) -> Any:
+        return {"speed": 0.5, "at": np.ones(2, np.float32), "kind": np.int32(2)}
+
+
+def test_a_seed_that_an_environment_of_dm_env_does_not_take_is_logged_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "np", np)
+    env, there = make(Seedless), child.Hosted(child.DmEnv(Seedless()), None)
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(2):
+            observation, info = env.reset(seed=1)
+            assert_same(there.reset(1, None), (observation, info))
+    assert [log["event"] for log in logs] == ["seed ignored"]
+    assert capsys.readouterr().err == "The environment takes no seed.\n"
+
+
+def test_an_environment_of_dm_env_may_have_a_method_for_seeds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(child, "np", np)
+    seeds: list[int] = []
+    monkeypatch.setattr(Seedless, "seed", lambda self, seed: seeds.append(seed), raising=False)
+    make(Seedless).reset(seed=1)
+    child.Hosted(child.DmEnv(Seedless()), None).reset(2, None)
+    assert seeds == [1, 2]
 
 
 def test_an_environment_of_gym_0_26_works_as_it_is() -> None:
