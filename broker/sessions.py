@@ -40,6 +40,7 @@ from gymwire.protocol.messages import (
     NONCE_SIZE,
     BusyReason,
     Code,
+    EndedBy,
     Gone,
     Kind,
     Open,
@@ -49,6 +50,7 @@ from gymwire.protocol.messages import (
     Role,
 )
 
+ENDED_BY = {Loss.OPERATOR: EndedBy.OPERATOR, Loss.POLICY: EndedBy.POLICY}
 MAX_SESSIONS = 100_000
 # Announced sessions for which no learner has come yet: anyone who may offer can invent them, so
 # they do not count towards MAX_SESSIONS, and have limits of their own.
@@ -339,7 +341,8 @@ class Sessions:
         self.drop(session, loss)
         self._journal.note("session lost", **session.facts, why=reason)
         sides = [side for side in (session.learner, session.loop) if side is not None]
-        return [Send.message(side.rid, Gone(reason), session.sid) for side in sides]
+        gone = Gone(reason, ENDED_BY.get(loss, ""))
+        return [Send.message(side.rid, gone, session.sid) for side in sides]
 
     def end_without_learner(self, session: Session, loss: str) -> list[Send]:
         """End a session whose learner has left or did not come back in time."""

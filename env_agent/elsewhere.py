@@ -8,10 +8,17 @@ from gymnasium import Wrapper
 from gymnasium.vector import SyncVectorEnv, VectorWrapper
 
 from gymwire.protocol.errors import EnvironmentLost
+from gymwire.protocol.messages import EndedBy
 
 
 class EnvironmentGone(EnvironmentLost):
-    """The process or the server of an environment has ended; its session with it."""
+    """The process or the server of an environment has ended; its session with it.
+
+    `why`: a clause.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the environment is gone, because {why}", ended_by=EndedBy.ENVIRONMENT)
 
 
 class RunsElsewhere:

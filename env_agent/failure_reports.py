@@ -57,7 +57,7 @@ class CodeRaised(ConfigurationError):
 def request_failed(error: BaseException, env: object) -> Error:
     """Report an exception that `env`, an environment or a vector, raised during a request."""
     if isinstance(error, EnvironmentGone):
-        return Error(Code.SESSION_LOST, text_of(error))
+        return session_lost(text_of(error), error.ended_by)
     return Error(Code.ENVIRONMENT_FAILED, _with_remedy(text_of(error), error), _details(error, env))
 
 
@@ -206,10 +206,11 @@ def too_many_unfinished(address: str, count: int, slots: int) -> Error:
     )
 
 
-def session_lost(why: str = "") -> Error:
-    """Report that this agent does not have a session anymore."""
+def session_lost(why: str = "", ended_by: str = "") -> Error:
+    """Report that this agent does not have a session anymore. `ended_by`: see `EndedBy`."""
     return Error(
         Code.SESSION_LOST,
         why
         or "The env agent does not know this session. It was restarted, or the lease has ended.",
+        {"ended_by": ended_by} if ended_by else {},
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from gymwire.env_agent import failure_reports
 from gymwire.env_agent.crew import CLOSING, Crew, Executor, Sequel
+from gymwire.env_agent.elsewhere import EnvironmentGone
 from gymwire.env_agent.memory import LARGE, LARGE_MESSAGES
 from gymwire.env_agent.sessions import SessionHost, learner_facts
 from gymwire.env_agent.slot import Slot
@@ -132,7 +133,8 @@ class Lifecycle:
             self._host.add(slot)
             self._log.info("session opened", **slot.facts, num_envs=request.num_envs or 1)
             if has_ended:
-                self.end(me, slot, "it was given up while it was opened")
+                loss = failure_reports.session_lost("it was given up while it was opened")
+                self.end(me, slot, loss)
                 return
         self.transports.link.send(frame)
 
@@ -153,11 +155,11 @@ class Lifecycle:
         if is_open:
             self.end(me, slot)
 
-    def end(self, me: Executor, slot: Slot, loss: str = "") -> None:
-        """End a session. `loss`: why it is lost; "": its learner has closed it."""
+    def end(self, me: Executor, slot: Slot, loss: Error | None = None) -> None:
+        """End a session. `loss`: why it is lost; None: its learner has closed it."""
         self._close(me, slot, partial(self._ended, slot, loss), loss)
 
-    def _close(self, me: Executor, slot: Slot, sequel: Sequel, loss: str = "") -> None:
+    def _close(self, me: Executor, slot: Slot, sequel: Sequel, loss: Error | None = None) -> None:
         """Forget a session, and let its executor close the environment after its current job."""
         session, executor = slot.session, slot.executor
         self._host.remove(slot)
@@ -182,12 +184,12 @@ class Lifecycle:
 
         self._crew.execute(me, executor, close, alone=alone)
 
-    def _ended(self, slot: Slot, loss: str, me: Executor) -> None:
+    def _ended(self, slot: Slot, loss: Error | None, me: Executor) -> None:
         session = slot.session
         # It shows that this loop can open another session.
         self.transports.link.send(PLAIN.encode(Ping()))
         lasted_s = self._clock() - slot.opened_at
-        facts = {**slot.facts, "why": loss} if loss else slot.facts
+        facts = {**slot.facts, "why": loss.text} if loss else slot.facts
         self._log.info(
             "session lost" if loss else "session closed",
             **facts,
@@ -195,11 +197,11 @@ class Lifecycle:
             steps_per_s=round(session.steps / lasted_s) if lasted_s > 0 else 0,
         )
 
-    def abandon(self, me: Executor, sid: int, why: str) -> None:
+    def abandon(self, me: Executor, sid: int, loss: Error) -> None:
         """End the session with this sid, if there is one, also while it opens."""
         slot = self._host.slots.get(sid)
         if slot is not None:
-            self.end(me, slot, slot.runner.lost or why)  # the learner may have left because of it
+            self.end(me, slot, _own_loss(slot) or loss)  # the learner may have left because of it
         elif sid in self._opening:
             self._give_up(sid)
 
@@ -219,17 +221,16 @@ class Lifecycle:
         if not self.may_lose_sessions:
             return
         for slot in list(self._host.slots.values()):
-            if self._crew.reader is me and (why := slot.runner.lost):
+            if self._crew.reader is me and (loss := _own_loss(slot)):
                 # The broker frees the slot, and tells a learner that has no request under way.
-                lost = failure_reports.session_lost(f"The environment is lost: {why}.")
-                self.transports.link.send(PLAIN.encode(lost, slot.session.sid))
-                self.end(me, slot, why)
+                self.transports.link.send(PLAIN.encode(loss, slot.session.sid))
+                self.end(me, slot, loss)
 
-    def end_idle(self, me: Executor, since: float, why: str) -> None:
+    def end_idle(self, me: Executor, since: float, loss: Error) -> None:
         """End the sessions that have been idle since this time."""
         for slot in list(self._host.slots.values()):
             if self._crew.reader is me and max(slot.began_at, slot.heard_at) < since:
-                self.end(me, slot, why)
+                self.end(me, slot, loss)
 
     def end_all(self, me: Executor) -> None:
         """Close all environments, those of other threads first, as long as `me` is the reader."""
@@ -238,6 +239,12 @@ class Lifecycle:
         for slot in sorted(self._host.slots.values(), key=lambda slot: slot.executor is me):
             if self._crew.reader is me:
                 self._close(me, slot, lambda _me: None)
+
+
+def _own_loss(slot: Slot) -> Error | None:
+    """Return why the environment of a session is gone, None if it is not."""
+    why = slot.runner.lost
+    return failure_reports.request_failed(EnvironmentGone(why), None) if why else None
 
 
 def _error_text(frame: Frame) -> str:

@@ -234,7 +234,8 @@ class ServingLoop:
         self._registration.run_timers(now)
         away_since = self._registration.away_since
         if away_since is not None and now - away_since > AWAY_S:
-            self._lifecycle.end_idle(me, now - AWAY_S, f"the broker has been away for {AWAY_S:g} s")
+            away = failure_reports.session_lost(f"the broker has been away for {AWAY_S:g} s")
+            self._lifecycle.end_idle(me, now - AWAY_S, away)
         self._lifecycle.end_lost(me)
         if self.drain.is_set() and not self._registration.withdrawn:
             self._registration.withdraw()
@@ -424,8 +425,9 @@ class ServingLoop:
         match message := PLAIN.decode(data, header):
             case Open():
                 self._lifecycle.open(me, header, message)
-            case Gone():
-                self._lifecycle.abandon(me, header.sid, message.reason[:MAX_REASON])
+            case Gone(reason, ended_by):
+                loss = failure_reports.session_lost(reason[:MAX_REASON], ended_by)
+                self._lifecycle.abandon(me, header.sid, loss)
             case Watch():
                 self._watching.watch(me, header, message)
             case _:

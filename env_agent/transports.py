@@ -88,7 +88,7 @@ class DirectEndpoint:
         self.new_learner_polls = 0
         self._key = settings.key
         self._used: Counter[Listener] = Counter()  # by how many sessions
-        self._losses: dict[int, str] = {}  # sid → why the session was lost, the oldest first
+        self._losses: dict[int, Error] = {}  # sid → why the session was lost, the oldest first
         self._learners: dict[int, str] = {}  # sid → the identity that may attach to it
         self._not_connected: set[int] = set()  # the sessions whose learner is waited for
         urls = [] if settings.url is None else [_at_port(settings.url, index)]
@@ -164,7 +164,7 @@ class DirectEndpoint:
             return True
         reply: Message = Busy(BusyReason.HELLO, 0.0)
         if session is None:
-            reply = failure_reports.session_lost(self._losses.get(header.sid, ""))
+            reply = self._losses.get(header.sid) or failure_reports.session_lost()
         elif header.kind is Kind.RESUME:
             resume = PLAIN.decode(data, header)
             assert isinstance(resume, Resume)
@@ -206,9 +206,9 @@ class DirectEndpoint:
             return None
         return bound[2]
 
-    def detach(self, sid: int, loss: str = "") -> None:
+    def detach(self, sid: int, loss: Error | None = None) -> None:
         """Forget a session that has ended. `loss`: why it is lost, for its learner."""
-        if loss:
+        if loss is not None:
             self._losses[sid] = loss
             if len(self._losses) > MAX_LOSSES:
                 del self._losses[next(iter(self._losses))]

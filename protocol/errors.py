@@ -234,7 +234,14 @@ class EnvironmentLost(EnvironmentSideError):
     """The session is lost.
 
     Its env agent or environment is gone, or an operator, the policy or the lease ended it.
+
+    Attributes:
+        ended_by: "operator", "policy" or "environment" if one of these ended it; else "".
     """
+
+    def __init__(self, *args: object, advice: str = "", ended_by: str = "") -> None:
+        super().__init__(*args, advice=advice)
+        self.ended_by = ended_by
 
 
 class ReplayMismatch(EnvironmentSideError):

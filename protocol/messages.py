@@ -313,9 +313,21 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """The session in the header is lost, for this reason. Final."""
+    """The session in the header is lost, for this reason. Final.
+
+    `ended_by`: see `EndedBy`; "" if it is none of these, or unknown.
+    """
 
     reason: str
+    ended_by: str = field(default="", metadata=EXTENSION)
+
+
+class EndedBy:
+    """Who or what has ended a session, where that decides what a learner can do."""
+
+    OPERATOR = "operator"
+    POLICY = "policy"  # the broker's, which allows no other session either
+    ENVIRONMENT = "environment"  # its process or server is gone; the env agent runs on
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,7 @@ class OpenEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
         return self._lost
 
     def _gone(self) -> EnvironmentGone:
-        return EnvironmentGone(f"The environment is lost: {self._lost}.")
+        return EnvironmentGone(self._lost)
 
     def _result(self, data: Mapping[str, Any]) -> tuple[Any, float, bool, dict[str, Any]]:
         fields = data.get("observation")

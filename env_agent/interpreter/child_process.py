@@ -279,7 +279,7 @@ class ChildProcess:
             self.lost = self.lost or "its process closed its connection, or did not answer in time"
         self.kill()
         self.lost = self.lost or f"its process {describe_status(self._process.returncode)}"
-        raise EnvironmentGone(f"The environment is lost: {self.lost}.")
+        raise EnvironmentGone(self.lost)
 
     def _on_end(self, process: subprocess.Popen[bytes]) -> None:
         """Reap the process; called in the thread of the watch."""

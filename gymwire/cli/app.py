@@ -460,8 +460,8 @@ def _text(error: GymwireError) -> str:
     from gymwire.protocol.errors import EnvironmentFailed
 
     if error.advice:  # written for programs
-        reasons = (advice for reason, advice in _ADVICE_BY_REASON.items() if reason in str(error))
-        error.advice = next(reasons, _ADVICE.get(type(error).__name__, ""))
+        advice = _ADVICE.get(type(error).__name__, "")
+        error.advice = _ADVICE_BY_END.get(getattr(error, "ended_by", ""), advice)
     text = str(error)
     if isinstance(error, EnvironmentFailed):
         said, _, trace = text.partition("\n\n")
@@ -473,12 +473,9 @@ def _text(error: GymwireError) -> str:
     return printable(text)
 
 
-_ADVICE_BY_REASON = {
-    # The beginning of the broker's reason after `gymwire stop`:
-    ": an operator (": "Ask the operator why before you run the command again.",
-    # The beginning of the env agent's reason if only the environment has ended:
-    ": The environment is lost: ": "The env agent is still running; its log may say why the "
-    "environment ended.",
+_ADVICE_BY_END = {  # what has ended a session, as in `protocol.messages.EndedBy`
+    "operator": "Ask the operator why before you run the command again.",
+    "environment": "The env agent is still running; its log may say why the environment ended.",
 }
 _ADVICE = {
     "EnvironmentLost": "Run the command again when an env agent offers the address (`gymwire ls` "

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-from gymwire.learner_agent.client.failures import cut
+from gymwire.learner_agent.client.failures import cut, lost_because
 from gymwire.learner_agent.client.patience import Contact, Patience
 from gymwire.protocol import dialogue
 from gymwire.protocol.codec import PLAIN, Frame, Header, read_header
@@ -93,6 +93,7 @@ class Exchange:
         self._reply: Reply | None = None
         self.returned = 0  # the number of the last request whose reply the caller has; see `undo`
         self.lost: str | None = None
+        self.ended_by = ""  # by whom it was ended, if it is lost; see `EndedBy`
         self._error: tuple[int, GymwireError] | None = None  # kept for a call of this request
         self.in_step_s: float | None = None  # from the last PROGRESS
         self.expected: int | None = None  # the request number that the agent says it expects
@@ -216,7 +217,8 @@ class Exchange:
 
         What the other does from now on has no effect here.
         """
-        self.state, self.lost, self._failure = other.state, other.lost, other._failure
+        self.state, self._failure = other.state, other._failure
+        self.lost, self.ended_by = other.lost, other.ended_by
         self._error, self._reply, self.throttled = other._error, other._reply, other.throttled
         self._abandoned = list(other._abandoned)
         self.request, self.returned = other.request, other.returned
@@ -285,9 +287,8 @@ class Exchange:
         try:
             self.state = dialogue.after(self.state, request.kind, kind)
         except MoveError as error:
-            raise ProtocolError(
-                f"The env agent at {self.where} broke the protocol: {error}"
-            ) from None
+            text = f"The env agent at {self.where} broke the protocol: {error}"
+            raise ProtocolError(text) from None
         if self._abandoned:
             self._abandoned.clear()
         self._reply = header, data
@@ -305,8 +306,8 @@ class Exchange:
                 self._resend_at = now
             case Busy(reason, retry_after_s):
                 self._handle_busy(reason, retry_after_s, now)
-            case Gone(reason):
-                self.lose(reason)
+            case Gone(reason, ended_by):
+                self.lose(reason, ended_by)
 
     def mark_returned(self) -> None:
         """Record that the caller has the reply to the last request."""
@@ -375,7 +376,7 @@ class Exchange:
         error = PLAIN.decode(data)
         assert isinstance(error, Error)
         if error.code == Code.SESSION_LOST:
-            self.lose(error.text)
+            self.lose(error.text, error.details.get("ended_by"))
         if error.code == Code.EXPECTED and self._abandoned:
             # An abandoned request did not arrive: all of them are sent again, in order.
             self._resend_at = now
@@ -391,10 +392,14 @@ class Exchange:
         pause_s = min(max(0.0, retry_after_s) * 2 ** min(self._busy, 5), 1.0)
         self._resend_at = now + pause_s * (0.5 + self._rng.random() / 2)
 
-    def lose(self, reason: str) -> None:
-        """Record that the session is lost. Raises EnvironmentLost, as every later request does."""
+    def lose(self, reason: str, ended_by: object = "") -> None:
+        """Record that the session is lost. Raises EnvironmentLost, as every later request does.
+
+        `ended_by`: see `EndedBy`; the other side may send anything.
+        """
         self._encode_act = None
         self.lost = cut(reason)
+        self.ended_by = ended_by if isinstance(ended_by, str) else ""
         raise self.lost_error()
 
     def keep_error(self, error: GymwireError) -> None:
@@ -409,15 +414,11 @@ class Exchange:
 
     def lost_error(self) -> EnvironmentLost:
         """Return the error that says which session is lost, at which request, and why."""
-        request = "" if self.seq == 0 else f" at request {self.seq}"
+        at = "" if self.seq == 0 else f" at request {self.seq}"
         why = (self.lost or "the env agent is gone").rstrip(".")
-        # A policy allows no other session either; the broker's text says whom to ask.
-        advice = "" if "policy" in why else "Call reset() to continue with a fresh environment."
-        return EnvironmentLost(
-            f"The session at {self.where} is lost{request}: {why}. Its episode cannot be "
-            f"recovered.",
-            advice=advice,
-        )
+        text = f"The session at {self.where} is lost{at}: {why}. Its episode cannot be recovered."
+        advice = "Call reset() to continue with a fresh environment."
+        return lost_because(self.ended_by, text, advice)
 
     # --- time and connections ---------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import gymnasium.error
 from gymwire.protocol import errors
 from gymwire.protocol.codec import MAX_INT, Header
 from gymwire.protocol.errors import DecodingError
-from gymwire.protocol.messages import Code, Error
+from gymwire.protocol.messages import Code, EndedBy, Error
 
 MAX_TEXT = 20_000  # characters of a text of the other side in an error
 
@@ -48,6 +48,13 @@ def error_for(error: Error) -> errors.GymwireError:
         failure.env_index = index if type(index) is int and 0 <= index < MAX_INT else None
         return failure
     return _CLASSES.get(error.code, errors.Refused)(cut(error.text))
+
+
+def lost_because(ended_by: str, text: str, advice: str) -> errors.EnvironmentLost:
+    """Return the error for a lost session, without the advice if no session is allowed anymore."""
+    if ended_by == EndedBy.POLICY:  # the broker's text says whom to ask
+        advice = ""
+    return errors.EnvironmentLost(text, advice=advice, ended_by=ended_by)
 
 
 def cut(text: str) -> str:

@@ -32,7 +32,7 @@ def move(session: RemoteSession, connection: BrokerConnection) -> RemoteSession:
         if answer.code != Code.SESSION_LOST:
             raise error_for(answer)
         with contextlib.suppress(EnvironmentLost):  # the next request raises it
-            moved.exchange.lose(answer.text)
+            moved.exchange.lose(answer.text, answer.details.get("ended_by"))
         return moved
     connection.add(moved)
     if session.is_direct:

@@ -9,6 +9,7 @@ from gymnasium import Space
 
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.exchange import Exchange
+from gymwire.learner_agent.client.failures import lost_because
 from gymwire.learner_agent.client.readiness import Sources, all_ready, one_ready
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.steps_ahead import Outbox
@@ -261,11 +262,13 @@ class SessionGroup:
         """Return the error that names the lost sessions. `i`: one that was just lost, or None."""
         lost = self.lost or ([] if i is None else [i])
         names = ", ".join(map(self.names, lost)) or "environments"
-        why = (lost and self[lost[0]].exchange.lost) or "the env agent is gone"
-        return EnvironmentLost(
+        first = self[lost[0]].exchange if lost else None
+        why = (first and first.lost) or "the env agent is gone"
+        return lost_because(
+            first.ended_by if first else "",
             f"Lost: {names} of {self.num_envs} at {self._where}: {why.rstrip('.')}. Their episodes "
             f"cannot be recovered.",
-            advice="" if "policy" in why else "Call reset() to open new sessions for them.",
+            "Call reset() to open new sessions for them.",
         )
 
     def reopen(self, lost: Sequence[int], *, wait_s: float | None = None) -> None:

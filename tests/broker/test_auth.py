@@ -14,6 +14,7 @@ from gymwire.protocol.messages import (
     Busy,
     BusyReason,
     Code,
+    EndedBy,
     Error,
     Find,
     Found,
@@ -235,7 +236,8 @@ def test_removing_a_learner_from_the_policy_ends_its_sessions_for_both_sides() -
     sid = broker.open(LEARNER, "lab/a", key=OTHER, env_key=KEY)
     env = Rights("lab", offer=("lab/*",), vouched=True)
     sends = decoded(broker.core.apply_policy(Policy({KEY: env}, anyone=None)))
-    assert {one.rid for one in sends if isinstance(one.message, Gone)} == {LEARNER, ENV}
+    gone = {one.rid: one.message.ended_by for one in sends if isinstance(one.message, Gone)}
+    assert gone == {LEARNER: EndedBy.POLICY, ENV: EndedBy.POLICY}
     assert [one.message.code for one in sends if isinstance(one.message, Error)] == [Code.DENIED]
     assert broker.core.relay(LEARNER, bytes(24), OTHER) is None
     assert sid not in broker.core._tables.sessions

@@ -19,6 +19,7 @@ from gymwire.protocol.messages import (
     Busy,
     Bye,
     Code,
+    EndedBy,
     Error,
     Gone,
     Hello,
@@ -380,8 +381,9 @@ def test_a_stopped_session_ends_for_both_sides_which_learn_who_stopped_it(broker
         OPERATOR: Stopped, LEARNER: Gone, ENV: Gone,
     }  # fmt: skip
     assert sent[0].header.seq == 4
-    reasons = {one.message.reason for one in sent if isinstance(one.message, Gone)}
-    assert reasons == {"an operator ('anyone', process 77 on desk) has stopped it"}
+    losses = {one.message for one in sent if isinstance(one.message, Gone)}
+    reason = "an operator ('anyone', process 77 on desk) has stopped it"
+    assert losses == {Gone(reason, EndedBy.OPERATOR)}
     found = observed(broker)
     assert found.sessions == []
     assert found.broker["sessions_lost"] == {Loss.OPERATOR: 1}

@@ -12,6 +12,7 @@ import structlog.testing
 from gymwire.env_agent.crew import Executor, Job
 from gymwire.env_agent.environments import Service
 from gymwire.env_agent.factory import Factory
+from gymwire.env_agent.failure_reports import session_lost
 from gymwire.env_agent.lifecycle import MAX_REASON, Lifecycle
 from gymwire.env_agent.sessions import SessionHost
 from gymwire.env_agent.unfinished import MIN_UNFINISHED, Unfinished
@@ -70,7 +71,7 @@ class Loop:
         self._lifecycle.open(ME, read_header(PLAIN.encode(request, sid, 1)), request)
 
     def abandon(self, sid: int) -> None:
-        self._lifecycle.abandon(ME, sid, "the learner has left")
+        self._lifecycle.abandon(ME, sid, session_lost("the learner has left"))
 
     def leave_stuck(self) -> None:
         """Open a session and end it; its environment does not close."""

@@ -32,7 +32,7 @@ from gymwire.env_agent.runners.runner import Runner
 from gymwire.protocol import generators
 from gymwire.protocol.codec import Codec
 from gymwire.protocol.errors import ConfigurationError, EncodingError, GymwireError
-from gymwire.protocol.messages import Call, Code, EnvKind, Percept, Status
+from gymwire.protocol.messages import Call, Code, EndedBy, EnvKind, Error, Percept, Status
 from gymwire.protocol.space_codecs import compile as compile_space
 from gymwire.protocol.values import Opaque, check, convert, decode, encode
 from tests.env_agent.adapters.test_foreign import Dm
@@ -192,7 +192,9 @@ def test_the_end_of_the_process_is_told(make: Make, python: str, action: int, ho
         with pytest.raises(EnvironmentGone, match=how):
             env.step(np.int64(action))
     assert how in env.lost
-    assert failure_reports.request_failed(EnvironmentGone("x"), env).code == Code.SESSION_LOST
+    text = f"the environment is gone, because {env.lost}"
+    report = Error(Code.SESSION_LOST, text, {"ended_by": EndedBy.ENVIRONMENT})
+    assert failure_reports.request_failed(EnvironmentGone(env.lost), env) == report
     assert other.lost == ""
     assert other.step(np.int64(0))[1] == 0.0
 

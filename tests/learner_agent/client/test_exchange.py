@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import math
 import random
+from typing import Any
 
 import pytest
 from gymnasium.spaces import Discrete
@@ -29,6 +30,7 @@ from gymwire.protocol.messages import (
     Close,
     Closed,
     Code,
+    EndedBy,
     Error,
     Gone,
     Kind,
@@ -460,20 +462,27 @@ REMOVED = "The key k was removed from this broker's policy: ask the operator of 
 
 
 @pytest.mark.parametrize(
-    ("where", "reason", "why", "is_advised"),
+    ("reason", "why", "ended_by"),
     [
-        ("'x'", "the env agent on h is gone", "the env agent on h is gone", True),
-        ("'x' (host h)", f"{REMOVED}.", REMOVED, False),
-        ("'x'", "", "the env agent is gone", True),
+        ("the env agent on h is gone", "the env agent on h is gone", ""),
+        (f"{REMOVED}.", REMOVED, EndedBy.POLICY),
+        (f"{REMOVED}.", REMOVED, ""),  # from a broker of 0.1.0
+        ("the env agent on policy-1 is gone", "the env agent on policy-1 is gone", "later-reason"),
+        ("", "the env agent is gone", 7),
     ],
 )
+@pytest.mark.parametrize("kind", [Gone, Error])
 def test_the_loss_of_a_session_is_one_clear_text(
-    where: str, reason: str, why: str, is_advised: bool
+    learner: Learner, kind: type, reason: str, why: str, ended_by: Any
 ) -> None:
-    rng = random.Random(0)
-    exchange = Exchange(SID, bytes(16), where=where, contact=Contact(5.0), rng=rng)
+    message: Any = Error(Code.SESSION_LOST, reason, {"ended_by": ended_by})
+    ended_by = ended_by if isinstance(ended_by, str) else ""
+    if kind is Gone:
+        message = Gone(reason, ended_by)
     with pytest.raises(EnvironmentLost) as raised:
-        exchange.lose(reason)
-    advice = " Call reset() to continue with a fresh environment." if is_advised else ""
-    text = f"The session at {where} is lost: {why}. Its episode cannot be recovered.{advice}"
-    assert str(raised.value) == text
+        learner.hear(message, seq=0)
+    advice = " Call reset() to continue with a fresh environment."
+    request = " at request 1"
+    text = f"The session at 'cartpole' is lost{request}: {why}. Its episode cannot be recovered."
+    assert str(raised.value) == text + ("" if ended_by == EndedBy.POLICY else advice)
+    assert raised.value.ended_by == learner.exchange.ended_by == ended_by
