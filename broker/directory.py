@@ -62,46 +62,16 @@ def choose_loop(tables: Tables, address: Address, rights: Rights, now: float) ->
         raise _not_offered(tables, address, rights)
     connected = [peer for peer in offering if peer.lost_at is None]
     if not connected:
-        hosts = sorted({peer.host for peer in offering})[:MAX_NAMES]
-        raise Refusal(
-            Code.ADDRESS_UNKNOWN,
-            f"No env agent that offers {str(address)!r} is responding "
-            f"({'host' if len(hosts) == 1 else 'hosts'} {', '.join(hosts)}). It may be stopped, "
-            f"frozen or unreachable: retry in a few seconds, or start another.",
-            known=[],
-        )
+        raise _silent(address, offering)
     staying = [peer for peer in connected if name not in peer.draining]
     if not staying:
-        raise Refusal(
-            Code.NO_FREE_SLOT,
-            f"All env agents that offer {str(address)!r} are shutting down and accept no new "
-            f"sessions. Start another env agent for this address.",
-            slots=0,
-        )
+        raise _draining(address)
     free = [peer for peer in staying if peer.used[name] < peer.offers[name].capacity]
     if not free:
-        slots = sum(peer.offers[name].capacity for peer in staying)
-        raise Refusal(
-            Code.NO_FREE_SLOT,
-            f"{'The only slot' if slots == 1 else f'All {slots} slots'} of {str(address)!r} "
-            f"{'is' if slots == 1 else 'are'} in use. Wait until a session ends, or start another "
-            f"env agent for this address. With `gymwire serve`, --max-sessions sets the number of "
-            f"slots.",
-            slots=slots,
-        )
-
+        raise _full(address, staying)
     able = [peer for peer in free if not peer.is_blocked(now)]
     if not able:
-        slots = sum(peer.offers[name].capacity for peer in staying)
-        used = sum(peer.used[name] for peer in staying)
-        raise Refusal(
-            Code.NO_FREE_SLOT,
-            f"No free slot of {str(address)!r} can be used: {used} of {slots} are in use, and the "
-            f"threads of the others still execute abandoned requests. Wait until these end, or "
-            f"start another env agent for this address. With `gymwire serve`, an abandoned request "
-            f"blocks no slot unless --threads is given.",
-            slots=slots,
-        )
+        raise _blocked(address, staying)
 
     def load(peer: Peer) -> tuple[bool, bool, int, int]:
         may_refuse = peer.stuck[name] > peer.offers[name].capacity
@@ -136,6 +106,51 @@ def _not_offered(tables: Tables, address: Address, rights: Rights) -> Refusal:
         text += f" Offered: {', '.join(known[:MAX_NAMES])}"
         text += ", …" if len(known) > MAX_NAMES else "."
     return Refusal(Code.ADDRESS_UNKNOWN, text, known=known[:MAX_NAMES])
+
+
+def _silent(address: Address, offering: list[Peer]) -> Refusal:
+    hosts = sorted({peer.host for peer in offering})[:MAX_NAMES]
+    return Refusal(
+        Code.ADDRESS_UNKNOWN,
+        f"No env agent that offers {str(address)!r} is responding "
+        f"({'host' if len(hosts) == 1 else 'hosts'} {', '.join(hosts)}). It may be stopped, "
+        f"frozen or unreachable: retry in a few seconds, or start another.",
+        known=[],
+    )
+
+
+def _draining(address: Address) -> Refusal:
+    return Refusal(
+        Code.NO_FREE_SLOT,
+        f"All env agents that offer {str(address)!r} are shutting down and accept no new "
+        f"sessions. Start another env agent for this address.",
+        slots=0,
+    )
+
+
+def _full(address: Address, staying: list[Peer]) -> Refusal:
+    slots = sum(peer.offers[address.name].capacity for peer in staying)
+    return Refusal(
+        Code.NO_FREE_SLOT,
+        f"{'The only slot' if slots == 1 else f'All {slots} slots'} of {str(address)!r} "
+        f"{'is' if slots == 1 else 'are'} in use. Wait until a session ends, or start another "
+        f"env agent for this address. With `gymwire serve`, --max-sessions sets the number of "
+        f"slots.",
+        slots=slots,
+    )
+
+
+def _blocked(address: Address, staying: list[Peer]) -> Refusal:
+    slots = sum(peer.offers[address.name].capacity for peer in staying)
+    used = sum(peer.used[address.name] for peer in staying)
+    return Refusal(
+        Code.NO_FREE_SLOT,
+        f"No free slot of {str(address)!r} can be used: {used} of {slots} are in use, and the "
+        f"threads of the others still execute abandoned requests. Wait until these end, or "
+        f"start another env agent for this address. With `gymwire serve`, an abandoned request "
+        f"blocks no slot unless --threads is given.",
+        slots=slots,
+    )
 
 
 class PooledOffer(NamedTuple):

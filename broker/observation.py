@@ -36,9 +36,9 @@ def page(
     found = Observed(row_of(broker), [], [])
     match after:
         case []:
-            return _offers(tables, found, "", 0, rights, now)
+            return _offers(tables, found, "", 0, rights)
         case [str(part), str(address), int(skip)] if part == OFFERS and 0 <= skip < 2**31:
-            return _offers(tables, found, address, skip, rights, now)
+            return _offers(tables, found, address, skip, rights)
         case [str(part), int(number), int(place)] if part == SESSIONS:
             return _sessions(tables, found, number, place, rights, now)
     raise DecodingError(
@@ -46,9 +46,7 @@ def page(
     )
 
 
-def _offers(
-    tables: Tables, found: Observed, start: str, skip: int, rights: Rights, now: float
-) -> Page:
+def _offers(tables: Tables, found: Observed, start: str, skip: int, rights: Rights) -> Page:
     at = bisect.bisect_left(tables.names, start)
     loops = 0
     for examined, name in enumerate(itertools.islice(tables.names, at, None)):

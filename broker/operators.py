@@ -142,7 +142,8 @@ class Operators:
         if WATCH not in session.loop.capabilities:
             text = f"The env agent on {session.loop.host} ({session.loop.software})"
             raise Refusal(
-                Code.NOT_WATCHABLE, f"{text} cannot be watched: it is of an earlier release."
+                Code.NOT_WATCHABLE,
+                f"{text} cannot be watched: it is of an earlier release. Upgrade gymwire there.",
             )
         return session
 

@@ -14,7 +14,7 @@ MAX_SIZE = 64 * 1024 * 1024  # bytes that one cache may take
 
 
 class BoundedCache(Generic[V]):
-    """Keeps values by their keys. If there are too many, or they are too large, it begins anew.
+    """Keeps values by their keys. If there are too many, or they are too large, it is emptied.
 
     Any thread may use it.
 

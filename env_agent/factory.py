@@ -101,7 +101,8 @@ class Factory:
             vectors.check_of_gym(made, self.name)
             if (adapted := foreign.adapt(made, render_mode)) is not made:
                 self.seen["foreign"], made = True, adapted
-            if not isinstance(made, gymnasium.Env) or vectors.is_vector(made):
+            # EnvPool's vectors are both.
+            if not isinstance(made, gymnasium.Env) or isinstance(made, VectorEnv):
                 raise ConfigurationError(
                     f"{self.name} returned {type(made).__name__}, not a gymnasium.Env. Check the "
                     f"class or factory that the env agent was started with."
@@ -182,7 +183,7 @@ class Factory:
             return self.make(None, {})
         with self._naming_keywords(self.kwargs):
             made = event_loop.create(self.make_one, self.kwargs)
-        if vectors.is_vector(made):
+        if isinstance(made, VectorEnv):
             with closed_on_error([made]):
                 self._check_no_wrappers()
             self.seen["vector"] = True

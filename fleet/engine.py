@@ -20,7 +20,6 @@ PENDING = "pending"  # the engine has not placed it yet
 RUNNING = "running"  # its process runs; the broker may not list it yet
 RESTARTING = "restarting"  # its process has died and will be restarted after a pause
 DRAINING = "draining"  # it takes no new sessions, and is not restarted
-STATES = (PENDING, RUNNING, RESTARTING, DRAINING)
 
 SPREAD, PACKED = "spread", "packed"
 
@@ -94,7 +93,7 @@ class RunningAgent:
 
     Attributes:
         name: as in its plan.
-        state: one of STATES.
+        state: PENDING, RUNNING, RESTARTING or DRAINING.
         host: the name of the host, as `socket.gethostname` returns it there; "": none yet.
         pid: the id of its process `gymwire serve` on that host; None: unknown.
         since: when it was started or last restarted, in seconds since 1970.

@@ -16,7 +16,7 @@ Each message says what was wrong, whose fault it was and what to do. Errors of Z
     ├── ProtocolError               the other side's fault: it broke the protocol
     │   ├── DecodingError           malformed bytes
     │   └── VersionMismatch         the other side's version is incompatible
-    ├── ConnectionFailed            nobody's known fault
+    ├── ConnectionFailed            the other side cannot be reached or does not answer
     │   ├── BrokerUnreachable       no broker answers at the URL, or it has become silent
     │   ├── RequestTimeout          no answer within the time that the caller allowed
     │   └── Denied                  the broker or the env agent refuses this key

@@ -91,7 +91,7 @@ def _without_control(logger: Any, name: str, event: Any) -> Any:
     return event
 
 
-def configure(program: str, *, form: str = "lines", level: str = "info") -> None:
+def configure(*, form: str = "lines", level: str = "info") -> None:
     """Set up structlog for this process. Colour only on a terminal."""
     _reopen_standard_streams()
     atexit.register(_discard_unwritten)

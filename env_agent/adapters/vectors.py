@@ -107,11 +107,6 @@ def spaces_of(env: Any, name: str) -> tuple[Space[Any], Space[Any]]:
     return single, batch_space(single, num_envs)
 
 
-def is_vector(made: object) -> bool:
-    """Return whether a factory returned a vector; some, such as EnvPool's, also are an Env."""
-    return isinstance(made, VectorEnv)
-
-
 def adapt(
     made: Any, name: str, adapted: Callable[[Any, AutoresetMode], AdaptedVector] = AdaptedVector
 ) -> VectorEnv[Any, Any, Any]:

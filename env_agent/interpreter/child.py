@@ -193,7 +193,7 @@ def _pack_numpy(value: Any, kind: type, above: tuple[int, ...]) -> bytes:
 
 
 def axes_order(array: Any) -> list[int] | None:
-    """Return the axes from the one with the largest steps in memory on; None for C order."""
+    """Return the axes by decreasing stride; None for C order."""
     if array.ndim < 2 or array.flags.c_contiguous:
         return None
     strides = np.empty_like(array).strides
@@ -393,8 +393,8 @@ def _one_if_equal(bounds: Any) -> Any:
 # --- environments ---------------------------------------------------------------------------------
 
 
-# They have options of their own. `self` is a parameter of a constructor.
-_FROM_LEARNER = {"autoreset_mode", "num_envs", "render_mode", "self"}
+# Set by other options, or not an argument.
+_NOT_KEYWORDS = {"autoreset_mode", "num_envs", "render_mode", "self"}
 
 
 def _parameters(target: Any) -> tuple[list[str], bool]:
@@ -417,7 +417,7 @@ def keywords(target: Any) -> list[str]:
         if isinstance(target, str):
             target = registration.load_env_creator(target)
     names, others = _parameters(target)
-    return [] if others else [name for name in names if name not in _FROM_LEARNER]
+    return [] if others else [name for name in names if name not in _NOT_KEYWORDS]
 
 
 def _render_takes_mode(env: Any) -> bool:
@@ -542,7 +542,7 @@ def _make_registered(target: str, render_mode: str | None, kwargs: dict[str, Any
     )
 
 
-# --- vectors of their own -------------------------------------------------------------------------
+# --- vectors that a class, factory or id makes ----------------------------------------------------
 
 
 def _is_not(made: Any, what: str, missing: str) -> str:
@@ -639,7 +639,7 @@ def _make_registered_vector(
             if os.getpid() != pid or not ("autoreset_mode" in names or type(error) is TypeError):
                 raise
             if "autoreset_mode" in names:
-                facts["refused"] = _told(error)
+                facts["refused"] = describe_exception(error)
     return registration.make_vec(name, **kwargs), facts
 
 
@@ -1045,7 +1045,10 @@ class Hosted:
         return getattr(self._holder(name), name)
 
     def get(self, name: str) -> list[Any]:
-        """Return an attribute: its kind ("value", "generator", "space" or "method"), and itself."""
+        """Describe an attribute.
+
+        ["value", itself], ["generator", its state], ["space", its description] or ["method"].
+        """
         return self._described(name, self._find(name))
 
     @staticmethod
@@ -1139,7 +1142,7 @@ class HostedOwnVector(Hosted):
         return result
 
     def has_each(self, name: str) -> bool:
-        """Return what `find_holder` in `runners/holders.py` does: whether `get_attr` reaches it."""
+        """Return whether `get_attr` reaches an attribute, as in `runners/holders.py`."""
         env, wrappers = self.env, _classes("VectorWrapper", ".vector")
         while isinstance(env, wrappers) and (name == GENERATOR or not hasattr(env, name)):
             env = env.env
@@ -1227,7 +1230,7 @@ class Child:
         except BaseException as error:
             if os.getpid() != self._pid:  # the environment has forked, and its copy ends
                 raise
-            return RAISED, pack(_told(error))
+            return RAISED, pack(describe_exception(error))
 
     def _target(self, name: str) -> Any:
         """Return what `load` does, and know whether it uses numpy."""
@@ -1278,7 +1281,7 @@ class Child:
         return Hosted(made, mode, given)
 
 
-def _told(error: BaseException) -> list[str]:
+def describe_exception(error: BaseException) -> list[str]:
     """Return the module, the name, the text and the traceback of an exception."""
     kind = type(error)
     try:

@@ -64,7 +64,8 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
                 self._read(facts, name, given)
             except (LookupError, TypeError, ValueError, AttributeError) as error:
                 raise DecodingError(
-                    f"The process describes its environment wrongly: {error}."
+                    f"The process describes its environment wrongly: {error}. This is a fault of "
+                    f"the process; see the env agent's log."
                 ) from None
             self._compile()
 
@@ -156,7 +157,7 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
         return self._call("render")
 
     def close(self) -> None:
-        """Close the environment; with the last one of a process, that ends."""
+        """Close the environment; closing the last one ends the process."""
         self._abandon()
         self._process.close(self._index)
 

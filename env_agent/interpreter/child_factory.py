@@ -55,8 +55,8 @@ _MISSING_KEYWORD = re.compile(
 )
 CHECK = "Check env_kwargs."
 _FILE = re.compile(r'^  File "(.*)", line', re.MULTILINE)
-# Where the constructor is called, and what comes behind the traceback of a cause.
-_CALLERS = "child.py", "registration.py"
+_CALLERS = "child.py", "registration.py"  # the files that call the constructor
+# What follows the traceback of a cause.
 _MORE = re.compile(r"^(The above|During handling of the above) exception", re.MULTILINE)
 
 _Made = TypeVar("_Made", bound=Env | Vector)

@@ -81,7 +81,8 @@ class ChildProcess:
         except (EnvironmentGone, ProtocolError) as error:
             self.kill()
             raise ConfigurationError(
-                f"{python} did not start as a Python interpreter of version 3.7 or later"
+                f"{python} did not start as a Python interpreter of version "
+                f"{'.'.join(map(str, OLDEST))} or later"
                 f"{f' ({self.lost})' if self.lost else ''}. Check --python; the log shows what it "
                 f"printed."
             ) from error

@@ -46,7 +46,7 @@ class Output:
         """Log the lines that are complete; b"" ends the stream."""
         now = self._clock()
         if now >= self._until:
-            self._tell_left_out()
+            self._log_left_out()
             self._lines, self._until = 0, now + LINES_EVERY_S
         *lines, rest = (self._rest + data).split(b"\n", MAX_LINES - self._lines)
         self._lines += len(lines)
@@ -66,9 +66,9 @@ class Output:
             if text := line.decode("utf-8", "replace").rstrip()[:MAX_LINE]:
                 self._log(text)
         if not data:
-            self._tell_left_out()
+            self._log_left_out()
 
-    def _tell_left_out(self) -> None:
+    def _log_left_out(self) -> None:
         if self._left_out:
             self._log(f"({self._left_out} more lines within {LINES_EVERY_S:g} s are left out)")
         self._left_out = 0

@@ -1,4 +1,4 @@
-"""Which vector has an attribute, if there are wrappers around vectors."""
+"""Find the vector that has an attribute, inside Gymnasium's wrappers."""
 
 from __future__ import annotations
 

@@ -404,7 +404,7 @@ def _execute(ctx: click.Context, name: str) -> int:
     from gymwire.protocol.errors import GymwireError, UsageError
 
     if "log_level" in options:
-        logs.configure(name, form=options["log_format"], level=options["log_level"])
+        logs.configure(form=options["log_format"], level=options["log_level"])
         end_with_honcho()
     if not COMMANDS[name].handles_signals:
         for number in ending_signals():

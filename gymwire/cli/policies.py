@@ -65,7 +65,7 @@ def load(text: str | None, env: Env, seed: int | None) -> Policy:
             f"class, or name the file of a learner that gymwire train has saved, or the {MODEL} "
             f"file of a Stable-Baselines3 model."
         )
-    with _told(text):
+    with _naming(text):
         found: Any = _module(name)
     for part in attribute.split("."):
         found = getattr(found, part, None)
@@ -73,18 +73,18 @@ def load(text: str | None, env: Env, seed: int | None) -> Policy:
         raise ConfigurationError(f"{name} has no function or class {attribute!r}.")
     choose: Any = found
     if isinstance(found, type):
-        with _told(text):
+        with _naming(text):
             choose = found(env.observation_space, env.action_space)
 
     def act(observation: Any, info: Mapping[str, Any]) -> Any:
-        with _told(text):
+        with _naming(text):
             return choose(observation)
 
     return act
 
 
 @contextmanager
-def _told(text: str) -> Iterator[None]:
+def _naming(text: str) -> Iterator[None]:
     """Let what the user's code raises be an error that shows the user's code only."""
     try:
         yield

@@ -105,6 +105,22 @@ class BrokerConnection:
         clock_ns: returns the time in nanoseconds.
         dial: makes the ZeroMQ connection.
 
+    Attributes:
+        url, timeout_s, clock, clock_ns: the arguments.
+        credentials: the keys that it uses.
+        closed: whether `close` has begun.
+        link: the connection itself, with the local channel.
+        direct_links: the connections to env agents, of its sessions.
+        rng: the source of the random parts of pauses.
+        use: which thread uses it.
+        contact: when the broker was last heard.
+        broker_lost: whether the connection is down, as far as is known.
+        failures: how often a session was lost or got a malformed frame.
+        path_changes: how often a session took another path.
+        exact_infos: whether infos of vectors are not cast, see `ProxyVectorEnv`.
+        keeps_sessions: whether its sessions are kept for another process, which has a token of one.
+        compile_steps: makes the codec of a session's steps; those with the same spaces share one.
+
     Raises:
         BrokerUnreachable: no broker answers.
         Denied: the broker rejects the key.
@@ -131,26 +147,23 @@ class BrokerConnection:
         self.timeout_s = timeout_s
         self.clock = clock
         self.clock_ns = clock_ns
-        self.closed = False  # whether `close` has begun
-        self._said_bye = self._left = False  # how far it has come
+        self.closed = False
+        self._said_bye = self._left = False  # which steps of `close` are done
         self.use = ConnectionUse()
-        self.exact_infos = False  # whether infos of vectors are not cast, see `ProxyVectorEnv`
-        self.keeps_sessions = False  # for another process, which has a token of one of them
+        self.exact_infos = False
+        self.keeps_sessions = False
         self._pid = os.getpid()
         self._log = logs.logger()
         self.rng = random.Random(secrets.randbits(64))
         self.direct_links = DirectLinks()
-        # How often a session was lost or got a malformed frame, so that a caller can notice it.
-        self.failures = 0
-        self.path_changes = 0  # how often a session took another path, for the same reason
+        self.failures = self.path_changes = 0  # counted, so that a caller can notice them
         self._sessions: dict[int, RemoteSession] = {}
         # When these do something next, at the earliest:
         self._closed_at = 0.0  # the timers of closed sessions, while others are opened
         self._serve_at = 0.0  # `serve`
-        # Sessions with the same spaces share the codec of their steps.
         self.compile_steps = lru_cache(MAX_STEP_CODECS)(compile_steps)
         self._opener = SessionOpener(self, wait_s)
-        self.broker_lost = False  # whether the connection is down, as far as is known
+        self.broker_lost = False
         self.contact = Contact(timeout_s)
         self._requests = BrokerRequests(self.contact.ping_s, secrets.randbits)
         self._session_timers = SessionTimers(timeout_s, clock)
@@ -249,7 +262,7 @@ class BrokerConnection:
             RequestTimeout: after `timeout_s`.
             OfferError: the address or a slot is not available.
             EnvironmentFailed: an environment cannot be made.
-            ConnectionFailed, BrokerUnreachable, Denied, ConfigurationError.
+            ConnectionFailed, BrokerUnreachable, VersionMismatch, Denied, ConfigurationError.
         """
         return self._opener.open_all(
             address,

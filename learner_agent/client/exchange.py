@@ -187,7 +187,7 @@ class Exchange:
         if pending is not None and kind not in (Kind.RESET, Kind.CLOSE):
             dialogue.check_request(self.state, kind)  # a signal handler may have closed it just now
             raise MoveError(
-                f"The previous {_verb(pending.kind)} is still under way. Call it again with the "
+                f"The previous {verb_of(pending.kind)} is still under way. Call it again with the "
                 f"same arguments to wait for its reply; or call reset() or close()."
             )
         return self.seq + 1
@@ -492,7 +492,7 @@ class Exchange:
         return False, frames
 
     def _silence_error(self, request: Pending) -> BrokerUnreachable:
-        verb = f"{_verb(request.kind)} at {self.where}"
+        verb = f"{verb_of(request.kind)} at {self.where}"
         lost_again = self._patience.lost_again(f"a {verb}", len(request.frame))
         if lost_again is not None:
             return BrokerUnreachable(
@@ -515,5 +515,6 @@ def _no_percept(data: bytes | memoryview, name: bytes) -> Step | None:
     return None
 
 
-def _verb(kind: Kind) -> str:
+def verb_of(kind: Kind) -> str:
+    """Return what a request of this kind is called in errors."""
     return "step" if kind is Kind.ACT else kind.name.lower()

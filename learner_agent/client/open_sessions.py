@@ -48,8 +48,8 @@ from gymwire.protocol.transport.handshake import software
 if TYPE_CHECKING:
     from gymwire.learner_agent.client.connection import BrokerConnection
 
-RETRY_S = 0.1  # the first pause before a session is requested again; each is longer, up to
-RETRY_MAX_S = 1.0
+RETRY_S = 0.1  # the first pause before a session is requested again; each later one is longer
+RETRY_MAX_S = 1.0  # the longest of these pauses
 QUIET_S = 3.0  # how long a session may wait for a slot before a log event says why
 # OPENs without an answer: fewer than a broker may refuse for a moment without cutting us off.
 MAX_OPENING = 256

@@ -7,7 +7,7 @@ import math
 from gymwire.protocol.errors import ConfigurationError
 
 SETTLED_S = 3.0  # how long a request must have been under way over a new connection; see Patience
-# After a longer pause of the timers, the silence of the broker counts anew; with a short
+# After a longer pause of the timers, the silence of the broker counts from then on; with a short
 # `timeout_s` after half of it, so that a PING before the pause and its answer after it have time.
 UNWATCHED_S = 2.0
 # A connection that carries nothing counts as lost after 5.5 s. If it was silent for longer, and is

@@ -26,8 +26,6 @@ from gymwire.protocol.messages import (
     Status,
 )
 
-GENERATOR = "np_random"
-
 
 class PlainGroup(SessionGroup):
     """Sessions with one plain environment each, which look like sessions with a vector of one.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from gymnasium import Space
 
 from gymwire.learner_agent.client.direct import SessionPaths
-from gymwire.learner_agent.client.exchange import Exchange
+from gymwire.learner_agent.client.exchange import Exchange, verb_of
 from gymwire.learner_agent.client.failures import error_for, malformed
 from gymwire.learner_agent.client.session_timers import Repeats
 from gymwire.learner_agent.client.timings import Timings, apportion, waited
@@ -341,12 +341,12 @@ class RemoteSession:
         if connection.wait(self.exchange.check_ready, deadline, (self,)):
             return
         pending, in_step_s = self.exchange.pending, self.exchange.in_step_s
-        verb = "request" if pending is None else pending.kind.name.lower()
+        verb = "request" if pending is None else verb_of(pending.kind)
         doing = "" if in_step_s is None else f" (it has been executing for {in_step_s:.0f} s)"
         advice = UNREPORTED if in_step_s is None and (timeout_s or 0.0) > REPORTED_S else ""
         advice = REPLACES if in_step_s is None and self.exchange.replaces_another else advice
         raise RequestTimeout(
-            f"The {'step' if verb == 'act' else verb} at {self.open_msg.address!r} has not been "
+            f"The {verb} at {self.open_msg.address!r} has not been "
             f"answered within {timeout_s:g} s{doing}. {WAIT_ON}{advice}"
         )
 

@@ -106,7 +106,7 @@ class SessionTimers:
             if session not in awaited:
                 session.exchange.keep_waiting(now)
                 return
-            for one in sessions:  # the silence counts anew for all that are in use
+            for one in sessions:  # the silence of the broker counts from now for all in use
                 if not one.closed:
                     one.exchange.keep_waiting(now)
             raise

@@ -10,8 +10,8 @@ from gymwire.protocol.transport.polling import wait_among
 
 TICK_S = TICK_MS / 1000
 TIMERS_EVERY = 64  # frames after which timers run even if answers arrive without a pause
-TIMERS_SHARE = 40  # timers of many sessions take long: the pause between two runs, in durations,
-TIMERS_PAUSE_S = 1.0  # and at most: a full connection makes them take much longer
+TIMERS_SHARE = 40  # the pause between two runs of many sessions' timers, in durations of a run
+TIMERS_PAUSE_S = 1.0  # the longest such pause: over a full connection, a run takes much longer
 
 
 class Source(Protocol):

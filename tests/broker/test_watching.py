@@ -174,9 +174,10 @@ def test_an_env_agent_of_an_earlier_release_is_not_watched() -> None:
     sid = broker.open(broker.learner())
     broker.learner(WATCHER)
     error = only(broker.say(WATCHER, Watch(), sid, 500), Error)
+    text = "The env agent on lab (toy 3) cannot be watched"
     assert (error.code, error.text) == (
         Code.NOT_WATCHABLE,
-        "The env agent on lab (toy 3) cannot be watched: it is of an earlier release.",
+        f"{text}: it is of an earlier release. Upgrade gymwire there.",
     )
 
 

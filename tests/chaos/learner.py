@@ -66,7 +66,7 @@ def main() -> int:
     parser.add_argument("--broker-key")
     parser.add_argument("--size", type=int, default=32)
     options = parser.parse_args()
-    logs.configure("learner_agent")
+    logs.configure()
     stop = threading.Event()
     threading.Thread(target=wait_for_the_end, args=(stop,), daemon=True).start()
     courses: list[Course] = []

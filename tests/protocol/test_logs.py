@@ -12,7 +12,7 @@ import pytest
 WARNS = r"""
 import sys, warnings
 from gymwire.protocol import logs
-logs.configure("env_agent", form=sys.argv[1])
+logs.configure(form=sys.argv[1])
 warnings.warn("\x1b[33mWARN: CartPole-v0 is out of date.\x1b[0m", DeprecationWarning)
 """
 
@@ -59,7 +59,7 @@ class Recorder:
     def isatty(self):
         return False
 if sys.argv[1] == "configured":
-    logs.configure("env_agent")
+    logs.configure()
 sys.stderr = Recorder()
 logs.logger().warning("first")
 logs.logger().warning("second")
@@ -76,7 +76,7 @@ COMMANDS = r"""
 import sys
 from gymwire.protocol import logs
 if sys.argv[1] == "configured":
-    logs.configure("broker")
+    logs.configure()
 logs.logger().warning("offer", host="a\x1b[2J", text="b c\x9b\r\u202e\0", lines="1\n2", name="ü")
 """
 

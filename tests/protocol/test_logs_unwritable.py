@@ -58,7 +58,7 @@ class Unshown:
 def test_a_program_without_standard_streams_logs(form: str, redirect: str, tmp_path: Path) -> None:
     program = (
         "import os, socket, structlog; from gymwire.protocol import logs; "
-        f"from {__name__} import Unshown; logs.configure('test', form={form!r}); "
+        f"from {__name__} import Unshown; logs.configure(form={form!r}); "
         "log = structlog.get_logger(); log.warning('an event', value='\\u20ac'); "
         "log.warning('another', value=Unshown()); "
         "assert socket.socket().fileno() > 2"

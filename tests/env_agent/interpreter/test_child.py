@@ -127,7 +127,7 @@ def test_an_exception_without_a_text_is_told() -> None:
         def __str__(self) -> str:
             raise RuntimeError
 
-    module, name, text, trace = child._told(Silent())
+    module, name, text, trace = child.describe_exception(Silent())
     assert (module, name.rpartition(".")[2]) == (__name__, "Silent")
     assert text == "<no text: its __str__ raised RuntimeError>"
     assert "Silent" in trace
