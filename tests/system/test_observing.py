@@ -17,6 +17,7 @@ from gymwire.learner_agent.client.observing import (
     stop_agent,
     stop_session,
 )
+from gymwire.protocol.messages import EndedBy
 from tests.processes import Programs, programs
 from tests.system.test_pools import eventually, pool, rows, session, wait_for_rows
 
@@ -85,6 +86,7 @@ def test_a_stopped_session_tells_the_learner_who_stopped_it(started: Programs, d
         said = f"an operator ('anyone', process {os.getpid()} on "
         assert said in str(caught.value)
         assert "Call reset()" in str(caught.value)
+        assert caught.value.ended_by == EndedBy.OPERATOR
         env.reset(seed=2)
         assert len(observe(connection).sessions) == 1
     for program in (broker, agent):

@@ -12,9 +12,10 @@ from gymwire.env_agent.config import service
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.readiness import Sources, all_ready
 from gymwire.learner_agent.client.session import RemoteSession
+from gymwire.learner_agent.client.session_group import SessionGroup
 from gymwire.protocol.codec import PLAIN, read_header
 from gymwire.protocol.errors import EnvironmentLost
-from gymwire.protocol.messages import Gone, Reset
+from gymwire.protocol.messages import EndedBy, Gone, Reset
 from tests.wire import Network
 
 
@@ -84,3 +85,18 @@ def test_a_loss_ends_the_wait_for_all_unless_its_reply_is_there(
     lose(sessions[2])
     with pytest.raises(EnvironmentLost):
         are_ready()
+
+
+@pytest.mark.parametrize("ended_by", [EndedBy.POLICY, EndedBy.OPERATOR])
+def test_the_error_of_a_vector_advises_a_reset_unless_the_policy_ended_a_session(
+    connection: BrokerConnection, ended_by: str
+) -> None:
+    def open_all(link: BrokerConnection, sizes: Any, wait_s: float | None) -> list[RemoteSession]:
+        return link.open_all("cartpole", [0])
+
+    group = SessionGroup(connection, [slice(0, 1)], "'x'", open_all)
+    with pytest.raises(EnvironmentLost):
+        group[0].exchange.lose("policy-1 is gone", ended_by)
+    error = group.lost_error()
+    assert error.ended_by == ended_by
+    assert ("Call reset()" in str(error)) is (ended_by != EndedBy.POLICY)
