@@ -474,6 +474,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         return remote
 
     def _generator_states(self) -> tuple[Any, ...]:
+        self._check_usable(steps=True)
         return self._attribute(Call("get", "np_random"))
 
     _read_generators = keeps_replies(_generator_states)
