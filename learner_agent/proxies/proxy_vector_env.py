@@ -46,10 +46,11 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
     It behaves like the vector that `gymnasium.make_vec` makes for the remote environment: the
     environment's own vector class if it registers one, else a SyncVectorEnv (always, with
     `env_kwargs={"vectorization_mode": "sync"}`). A SyncVectorEnv is also used if the only autoreset
-    mode of that class is not the requested one; if the class takes `autoreset_mode` but rejects the
-    value, its error is raised. `reset` and `step` return fresh memory that belongs to the caller. A
-    copy (`copy.deepcopy`, `pickle`) and a forked process use sessions of their own, which must be
-    reset first. Use it from one thread at a time; any thread may close it.
+    mode of that class is not the requested one (that of CartPole has SameStep, too); if the class
+    takes `autoreset_mode` but rejects the value, its error is raised. `reset` and `step` return
+    fresh memory that belongs to the caller. A copy (`copy.deepcopy`, `pickle`) and a forked process
+    use sessions of their own, which must be reset first. Use it from one thread at a time; any
+    thread may close it.
 
     The environments are spread over the sessions in order and as evenly as possible; the first
     sessions have one more. The broker assigns each session to the least loaded worker. With `send`

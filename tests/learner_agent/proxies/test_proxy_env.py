@@ -452,9 +452,9 @@ def _in_a_fork(body: Callable[[], None]) -> bool:
 
 
 def _after_reset(seed: int) -> np.random.Generator:
-    with gymnasium.make("CartPole-v1") as local:
-        local.reset(seed=seed)
-        return local.unwrapped.np_random
+    local = gymnasium.make("CartPole-v1")
+    local.reset(seed=seed)
+    return local.unwrapped.np_random
 
 
 @pytest.mark.parametrize("reads_before", [False, True])
