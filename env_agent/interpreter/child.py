@@ -696,9 +696,8 @@ class Agents:
         self.render_mode = getattr(made, "render_mode", None)  # PettingZoo requires none
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_made":
-            raise AttributeError(name)
-        made = self._made  # PettingZoo's conversions do not pass on what they do not know
+        made = object.__getattribute__(self, "_made")  # AttributeError before `__init__`
+        # PettingZoo's conversions do not pass on what they do not know.
         return getattr(made if hasattr(made, name) else made.unwrapped, name)
 
     def set_wrapper_attr(self, name: str, value: Any, force: bool = True) -> Any:
