@@ -97,7 +97,7 @@ class Environments:
                 (found.action_space, found.single_action_space, "action_space"),
             )
         )
-        self._warn_of_foreign_spaces(service.address, found)
+        self._warn_of_foreign_spaces(service.address, found, runner.env)
         self._find_watch_modes(service, found.metadata)
         env_id = found.spec["id"]
         # The digest is that of the whole spaces: all env agents of a pool must share them.
@@ -123,18 +123,22 @@ class Environments:
             why = "its metadata has neither rgb_array nor ansi in render_modes"
             self._log.warning("environment not watchable", address=service.address, why=why)
 
-    def _warn_of_foreign_spaces(self, address: str, found: description.Description) -> None:
+    def _warn_of_foreign_spaces(
+        self, address: str, found: description.Description, env: Any
+    ) -> None:
+        foreign = [*getattr(env, "foreign_spaces", ())]  # of an environment in another process
         for name in ("observation_space", "action_space"):
             single = getattr(found, f"single_{name}")
             space = getattr(found, name) if single is None else single
-            for one in spaces.foreign(space, name):
-                self._log.warning(
-                    "space is not Gymnasium's own",
-                    address=address,
-                    space=one.path,
-                    kind=one.kind,
-                    sent_as=one.sent_as,
-                )
+            foreign += [(one.path, one.kind, one.sent_as) for one in spaces.foreign(space, name)]
+        for path, kind, sent_as in foreign:
+            self._log.warning(
+                "space is not Gymnasium's own",
+                address=address,
+                space=path,
+                kind=kind,
+                sent_as=sent_as,
+            )
 
     def make(self, service: Service, request: Open, *, uses_spare: bool = True) -> Runner:
         """Make the environment or the vector that a learner requests.

@@ -360,6 +360,7 @@ def _from_factory(
         with closed_on_error([made]):
             takes_num_envs = "num_envs" in kwargs
             vectors.check_request(made, name, num_envs, mode, takes_num_envs=takes_num_envs)
+        vectors.warn_of_equal_seeds(made, name)
     return made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket as hostsocket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -41,6 +42,7 @@ from gymwire.protocol.step_codec import StepCodec, compile_steps
 MAX_KNOWN = 64  # different environments for which the state that their sessions share is kept
 PER_BYTE = 8  # bytes of memory that their metadata may take for each byte when encoded
 MAX_TEXT = 200  # characters of a path or a type in a warning about values
+_INDEX = re.compile(r"\[\d+\]")
 MAX_WARNED = 1000  # warnings about values: an environment can make up paths and types
 Warned = dict[tuple[str, ...], object]
 """The address and the texts of each warning about values that was logged."""
@@ -307,7 +309,7 @@ class SessionHost:
         return made
 
     def _warn_opaque(self, address: str, path: str) -> None:
-        """Log, once for each path, that the learner gets the repr of an info value."""
+        """Log, once for each path but for its indices, that the learner gets a repr."""
         self._warn_once("info value not serializable, repr sent", address, path=path)
 
     def _warn_converted(self, address: str, kind: str, became: str) -> None:
@@ -316,7 +318,8 @@ class SessionHost:
 
     def _warn_once(self, event: str, address: str, **texts: str) -> None:
         texts = {name: text[:MAX_TEXT] for name, text in texts.items()}
-        key, mine = (address, *texts.values()), object()
+        key = (address, *(_INDEX.sub("[]", text) for text in texts.values()))
+        mine = object()
         # Another thread may warn of the same at this moment: only one sets the key.
         if len(self._warned) >= MAX_WARNED or self._warned.setdefault(key, mine) is not mine:
             return

@@ -43,6 +43,7 @@ __all__ = [
     "compile",
     "describe",
     "foreign",
+    "key_step",
 ]
 
 MAX_SPACE_BYTES: Final = 1 << 28
@@ -114,7 +115,8 @@ class _NodeContext:
             )
 
 
-def _key_step(key: Any) -> str:
+def key_step(key: Any) -> str:
+    """Return what leads from the path of a Dict to that of the space under a key."""
     return f'["{key}"]' if type(key) is str else f"[{key!r}]"
 
 
@@ -154,7 +156,7 @@ def _charge_batched(space: Space[Any], count: int, context: _NodeContext) -> Non
         context.charge(0, UnsupportedSpaceError)
         inner: Any = space.spaces
         for key, child in enumerate(inner) if isinstance(inner, tuple) else inner.items():
-            _charge_batched(child, count, context.child(_key_step(key)))
+            _charge_batched(child, count, context.child(key_step(key)))
     elif isinstance(space, (*_ARRAY_SPACES, spaces.Discrete)):
         context.charge(_bounds_of(space, count), UnsupportedSpaceError)
     else:  # a tuple of copies
@@ -284,7 +286,7 @@ def _(space: spaces.Dict, context: _NodeContext) -> Iterator[list[Any]]:
             raise _unsupported(context, f"has the key {key!r}; keys are text or simple scalars")
     yield ["Dict", keys, bool(getattr(space, "sort_keys", True))]
     for key, child in space.spaces.items():
-        yield from _describe_at(child, context.child(_key_step(key)))
+        yield from _describe_at(child, context.child(key_step(key)))
 
 
 @_describe.register(spaces.Tuple)
@@ -438,7 +440,7 @@ def _build_dict(
     _check(type(keys) is list and {*map(type, keys)} <= _KEY_TYPES, context, "list of keys")
     _check(len({*keys}) == len(keys), context, "list of keys")
     _check(type(sort_keys) is bool, context, "sort_keys")
-    children = [(key, _build(nodes, context.child(_key_step(key)))) for key in keys]
+    children = [(key, _build(nodes, context.child(key_step(key)))) for key in keys]
     options: dict[str, Any] = {"sort_keys": sort_keys} if _SORTS_KEYS else {}
     return spaces.Dict(children, **options)  # a list of pairs keeps its order
 

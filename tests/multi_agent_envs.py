@@ -75,6 +75,9 @@ class Visitors(ParallelEnv[str, Any, Any]):  # type: ignore[misc]
     def state(self) -> Any:
         return np.full(4, self.count / 100)
 
+    def greet(self, agent: str, *, times: int = 1) -> str:
+        return f"{agent} " * times + str(self.length)
+
     def render(self) -> Any:
         if self.render_mode == "ansi":
             return f"{self.count}: {self.agents}"

@@ -29,7 +29,8 @@ class SameStepCartPole(CartPoleVectorEnv):
                 "CartPole's own vector resets all environments together, so they cannot have "
                 'options of their own. Use env_kwargs={"vectorization_mode": "sync"}.'
             )
-        return super().reset(seed=seed, options=options)
+        observations, infos = super().reset(seed=seed, options=options)
+        return np.ascontiguousarray(observations), infos  # as in `step`
 
     def step(self, action: Any) -> Step:
         """Run one step; infos as those of a SyncVectorEnv in this mode."""

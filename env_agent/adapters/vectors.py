@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
+from weakref import WeakValueDictionary
 
 from gymnasium import Space
 from gymnasium.envs.registration import EnvSpec
@@ -166,6 +167,26 @@ def _mode(made: Any, name: str) -> AutoresetMode:
             "vector environment declares no autoreset mode", env=name, assumed=mode.value
         )
     return mode
+
+
+def warn_of_equal_seeds(made: VectorEnv[Any, Any, Any], name: str) -> None:
+    """Warn once if another open vector has the seed that this one was made with, as EnvPool's do.
+
+    Such vectors ignore the seed of a reset, so both contain the same environments.
+    """
+    config = getattr(made, "config", None)
+    seed = config.get("seed") if isinstance(config, Mapping) else None
+    if type(seed) is not int:
+        return
+    key = name, seed
+    if key in _LAST and key not in _WARNED:
+        _WARNED.add(key)
+        logs.logger().warning("vectors of several sessions have the same seed", env=name, seed=seed)
+    _LAST[key] = made
+
+
+_LAST: WeakValueDictionary[tuple[str, int], Any] = WeakValueDictionary()
+_WARNED: set[tuple[str, int]] = set()
 
 
 def check_of_gym(made: Any, name: str) -> None:

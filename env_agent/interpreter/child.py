@@ -696,23 +696,23 @@ class Agents:
         self.render_mode = getattr(made, "render_mode", None)  # PettingZoo requires none
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_made":
-            raise AttributeError(name)
-        return getattr(self._made, name)
+        made = object.__getattribute__(self, "_made")  # AttributeError before `__init__`
+        # PettingZoo's conversions do not pass on what they do not know.
+        return getattr(made if hasattr(made, name) else made.unwrapped, name)
+
+    def set_wrapper_attr(self, name: str, value: Any, force: bool = True) -> Any:
+        """Set an attribute of the environment itself, not of its wrappers."""
+        setattr(self._made.unwrapped, name, value)
 
     @property
     def unwrapped(self) -> Any:
         """This environment."""
         return self
 
-    @property
-    def np_random(self) -> Any:
-        """The generator of the environment, if it has one under this name."""
-        return self._made.unwrapped.np_random
-
-    @np_random.setter
-    def np_random(self, value: Any) -> None:
-        self._made.unwrapped.np_random = value
+    np_random: Any = property(  # if the environment has one under this name
+        lambda self: self._made.unwrapped.np_random,
+        lambda self, value: setattr(self._made.unwrapped, "np_random", value),
+    )
 
     def _reset(self, seed: Any, options: Any) -> Any:
         # PettingZoo before 1.23:

@@ -41,6 +41,7 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
 
     Attributes:
         kind: its kind, see `EnvKind`.
+        foreign_spaces: those that are not Gymnasium's or gym's, as `child_spaces.foreign` returns.
     """
 
     kinds: ClassVar[tuple[str, ...]] = (EnvKind.ENV, *MULTI_AGENT)
@@ -73,6 +74,10 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
         self.observation_space, self.action_space = (
             given[one] if one in given else built(one, facts[one], name) for one in child.SPACES
         )
+        read = [one for one in child.SPACES if one not in given]
+        self.foreign_spaces = [
+            part for one in read for part in child_spaces.foreign(facts[one], one)
+        ]
         self.metadata = _metadata(facts["metadata"])
         self.render_mode = facts["render_mode"]
         self.spec = _spec(facts["spec"])

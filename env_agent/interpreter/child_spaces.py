@@ -6,6 +6,7 @@ gym, or anything else with these attributes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,55 @@ from gymnasium import Space
 from gymwire.protocol import spaces
 from gymwire.protocol.arrays import MAX_DIMS, dtype_to_text
 from gymwire.protocol.errors import DecodingError
+from gymwire.protocol.values import MAX_DEPTH
 
 _FAULTS = (LookupError, TypeError, ValueError, OverflowError, AttributeError)
 
 
 def build(found: Any, root: str) -> Space[Any]:
     """Return the space with these attributes. Raises DecodingError."""
+    return spaces.build([node for _, _, node in _described(found, root)], root=root)
+
+
+def foreign(found: Any, root: str) -> list[tuple[str, str, str]]:
+    """Return path, class and what it is sent as of each space that is not Gymnasium's or gym's.
+
+    Raises DecodingError.
+    """
+    return [
+        (path, kind, node[0])
+        for path, kind, node in _described(found, root)
+        if kind.partition(".")[0] not in _LIBRARIES and not kind.endswith(_OF_CHILD)
+    ]
+
+
+_LIBRARIES = ("gymnasium", "gym")
+_OF_CHILD = (".DictSpace", ".SpecSpace")  # of `child.py`, for PettingZoo and dm_env
+
+
+def _described(found: Any, root: str) -> Iterator[tuple[str, str, list[Any]]]:
+    """Yield path, class and node of each space, parents before children."""
+    paths: list[Iterator[str]] = [iter((root,))]
+    path = root
     try:
-        return spaces.build([_node(one) for one in found], root=root)
+        for one in found:
+            while paths and (path := next(paths[-1], "")) == "":
+                paths.pop()
+            path = path or root  # of surplus nodes
+            yield path, str(one["class"]), _node(one)
+            paths.append(_paths_inside(one, path))
+            if len(paths) > MAX_DEPTH:
+                raise ValueError(f"is nested deeper than {MAX_DEPTH} levels")
     except _FAULTS as error:
-        raise DecodingError(f"{root} {error}.", path=root) from None
+        raise DecodingError(f"{path} {error}.", path=path) from None
+
+
+def _paths_inside(found: dict[str, Any], path: str) -> Iterator[str]:
+    if "keys" in found:
+        return (f"{path}{spaces.key_step(key)}" for key in found["keys"])
+    names = [name for name in ("feature_space", "node_space", "edge_space") if name in found]
+    steps = [f".{name}" for name in names] or (f"[{i}]" for i in range(found["inside"]))
+    return (path + step for step in steps)
 
 
 def _node(found: dict[str, Any]) -> list[Any]:

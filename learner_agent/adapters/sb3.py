@@ -15,6 +15,7 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 from numpy.typing import NDArray
 
 from gymwire.learner_agent.adapters import single_infos
+from gymwire.learner_agent.proxies import batching
 from gymwire.learner_agent.proxies.proxy_vector_env import ProxyVectorEnv
 from gymwire.protocol import generators, values
 from gymwire.protocol.errors import (
@@ -227,6 +228,11 @@ class ProxyVecEnv(VecEnv):
         if attr_name in _LOCAL:
             return [_LOCAL[attr_name](self._vector) for _ in self._numbers(indices)]
         numbers = self._numbers(indices)
+        if attr_name == "np_random":
+            remote = self._vector.np_random  # one for each environment, or for each session
+            parts = zip(remote, batching.slices(self.num_envs, len(remote)), strict=True)
+            each = [one for one, part in parts for _ in range(part.start, part.stop)]
+            return [each[number] for number in numbers]
         found = self._each("each-get", attr_name, numbers)
         return [
             self._read(attr_name, number, item) for number, item in zip(numbers, found, strict=True)
@@ -235,7 +241,7 @@ class ProxyVecEnv(VecEnv):
     def _read(self, name: str, number: int, item: Any) -> Any:
         match item:
             case {"value": value}:
-                return generators.build(value) if name == "np_random" else value
+                return value
             case {"method": True}:
                 return partial(self._call_one, name, number)
             case _:

@@ -273,7 +273,10 @@ class ProxyEnv:
     # --- other methods ----------------------------------------------------------------------------
 
     async def get(self, name: str) -> Any:
-        """Return an attribute that the env agent exposes. Raises AttributeDenied."""
+        """Return an attribute that the env agent exposes. Raises AttributeDenied.
+
+        `np_random` is the state of the environment's generator, as a dict; `set` takes such a dict.
+        """
         return await self._call(BlockingEnv.get_exposed, name)
 
     async def set(self, name: str, value: Any) -> None:

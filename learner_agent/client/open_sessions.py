@@ -258,10 +258,18 @@ class SessionOpener:
         slots = refusal.details.get("slots")
         # Those of this connection that are open already belong to the same vector.
         count = len(self._connection.sids) + len(batch.openings) - len(batch.opened)
-        if type(slots) is not int or not 0 < slots < count:
-            text = f"{len(batch.openings)} sessions are requested together. {refusal.text}"
+        together, where = len(batch.openings), batch.openings[0].open_msg.address
+        if type(slots) is not int or slots <= 0:
+            text = f"{together} sessions are requested together. {refusal.text}"
             return replace(refusal, text=text)
-        where = batch.openings[0].open_msg.address
+        if slots >= count:
+            text = (
+                f"{together} sessions are requested together, but fewer than {together} of the "
+                f"{slots} slots of {where!r} are free; other sessions, or their abandoned "
+                f"requests, use the rest. Wait until these end, start another env agent for this "
+                f"address, or use fewer sessions."
+            )
+            return replace(refusal, text=text)
         text = (
             f"{count} sessions are needed at the same time, but {where!r} has only {slots} "
             f"{'slot' if slots == 1 else 'slots'}. Start its env agent with a larger "

@@ -123,8 +123,8 @@ def join_infos(
 
     The result is what `VectorEnv._add_info` would have made: an array has the dtype of the first
     value under its key, and other values are cast to it. A session without the key contributes
-    zeros, None among objects, or False in the `_key` masks. If dtypes or shapes do not match, so
-    that Gymnasium would fail, the result is an array of objects.
+    zeros, None among single objects, or False in the `_key` masks. If dtypes or shapes do not
+    match, so that Gymnasium would fail, the result is an array of objects.
 
     Under the key `env_id`, vectors of EnvPool and ALE have the numbers of their environments, which
     become those in the whole vector. A mask `_env_id` says that the environments themselves return
@@ -193,7 +193,7 @@ def _join_arrays(
         ):
             return None
     array = np.zeros((sum(sizes), *first.shape[1:]), first.dtype)
-    if first.dtype.kind == "O":
+    if first.dtype.kind == "O" and first.ndim == 1:  # Gymnasium has zeros in place of arrays
         array.fill(None)
     for start, value, size in zip(_starts(sizes), values, sizes, strict=True):
         if value is not _MISSING:

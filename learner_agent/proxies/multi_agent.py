@@ -21,6 +21,8 @@ except ImportError as error:
 import numpy as np
 from gymnasium import Space, spaces
 
+from gymwire.learner_agent.proxies.attributes import RemoteAttributes, declares
+from gymwire.learner_agent.proxies.interrupts import kept_for_getattr, raise_kept
 from gymwire.learner_agent.proxies.options import ProxyOptions
 from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
 from gymwire.protocol.capabilities import KINDS
@@ -68,7 +70,10 @@ def _spaces_of(space: Space[Any], name: str) -> dict[str, Space[Any]]:
 
 
 class _RemoteAgents:
-    """What both proxies have in common."""
+    """What both proxies have in common.
+
+    Other names are attributes of the remote environment that its operator exposes, as in ProxyEnv.
+    """
 
     def _use(self, env: ProxyEnv) -> None:
         self._env = env
@@ -92,11 +97,13 @@ class _RemoteAgents:
         return self._env.state()
 
     @property
+    @kept_for_getattr
     def state_space(self) -> Space[Any]:
         """The space of the global state, if the environment has one."""
         return self._env.state_space  # type: ignore[no-any-return]
 
     @property
+    @kept_for_getattr
     def np_random(self) -> np.random.Generator:
         """The environment's generator, if it has one of this name: see `ProxyEnv.np_random`."""
         return self._env.np_random
@@ -112,6 +119,24 @@ class _RemoteAgents:
     def close(self) -> None:
         """End the session and free its slot."""
         self._env.close()
+
+    def __getattr__(self, name: str) -> Any:
+        # Called for names that Python does not find, also while __init__ has not finished.
+        raise_kept(self, name)
+        if "_env" not in self.__dict__ or declares(type(self), name):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return self._exposed.get_exposed(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        is_own = "_env" not in self.__dict__ or name in self.__dict__ or declares(type(self), name)
+        if is_own or name not in self._exposed.exposed:
+            super().__setattr__(name, value)
+        else:
+            self._exposed.set_exposed(name, value)
+
+    @property
+    def _exposed(self) -> RemoteAttributes:
+        return self._env._attributes  # noqa: SLF001 - of a class of this module
 
 
 class ProxyParallelEnv(_RemoteAgents, ParallelEnv[str, Any, Any]):  # type: ignore[misc]

@@ -46,10 +46,11 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
     It behaves like the vector that `gymnasium.make_vec` makes for the remote environment: the
     environment's own vector class if it registers one, else a SyncVectorEnv (always, with
     `env_kwargs={"vectorization_mode": "sync"}`). A SyncVectorEnv is also used if the only autoreset
-    mode of that class is not the requested one; if the class takes `autoreset_mode` but rejects the
-    value, its error is raised. `reset` and `step` return fresh memory that belongs to the caller. A
-    copy (`copy.deepcopy`, `pickle`) and a forked process use sessions of their own, which must be
-    reset first. Use it from one thread at a time; any thread may close it.
+    mode of that class is not the requested one (that of CartPole has SameStep, too); if the class
+    takes `autoreset_mode` but rejects the value, its error is raised. `reset` and `step` return
+    fresh memory that belongs to the caller. A copy (`copy.deepcopy`, `pickle`) and a forked process
+    use sessions of their own, which must be reset first. Use it from one thread at a time; any
+    thread may close it.
 
     The environments are spread over the sessions in order and as evenly as possible; the first
     sessions have one more. The broker assigns each session to the least loaded worker. With `send`
@@ -344,26 +345,21 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
 
     # --- attributes -------------------------------------------------------------------------------
 
-    @keeps_replies
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Call a method of every environment, and return the results.
 
         Raises AttributeDenied if the env agent does not expose it.
         """
-        return self._attribute(Call("call", name, args, kwargs))
+        if name == "np_random":  # no method, as in a SyncVectorEnv
+            return self.np_random
+        return self._access(Call("call", name, args, kwargs))
 
     def get_attr(self, name: str) -> tuple[Any, ...]:
         """Return an attribute of every environment.
 
         Raises AttributeDenied if the env agent does not expose it.
         """
-        if name == "np_random":
-            return (self._steps.generators or self._make_generators()).give()
-        return self._get_attr(name)
-
-    @keeps_replies
-    def _get_attr(self, name: str) -> tuple[Any, ...]:
-        return self._attribute(Call("get", name))
+        return self.np_random if name == "np_random" else self._access(Call("get", name))
 
     @keeps_replies
     def set_attr(self, name: str, values: Any) -> None:
@@ -408,6 +404,8 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         """
         if not all(0 <= one < self.num_envs for one in env_ids):
             raise IndexError(f"env_ids must be from 0 to {self.num_envs - 1}, not {[*env_ids]}.")
+        if call.mode == "each-set" and call.name == "np_random":
+            self._release_generators(env_ids)
         if isinstance(self._group, PlainGroup):
             self._check_usable()
             self._steps.check_idle()
@@ -451,6 +449,8 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             found += value if type(value) is tuple else [value]
         return tuple(found)
 
+    _access = keeps_replies(_attribute)
+
     @keeps_replies
     def _ask_space(self, path: str, method: str, args: tuple[Any, ...]) -> Any:
         (reply,) = self._ask({0: Call("call", remote_space.CALL, (path, method, args))})
@@ -466,7 +466,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
 
         Code that draws through a `bit_generator` (numba, Cython) is not supported.
         """
-        return self.get_attr("np_random")
+        return (self._steps.generators or self._make_generators()).give()
 
     def _make_generators(self) -> RemoteGenerators:
         remote = RemoteGenerators(self._read_generators, self._write_generators)
@@ -475,6 +475,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         return remote
 
     def _generator_states(self) -> tuple[Any, ...]:
+        self._check_usable(steps=True)
         return self._attribute(Call("get", "np_random"))
 
     _read_generators = keeps_replies(_generator_states)

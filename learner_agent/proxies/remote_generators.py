@@ -83,11 +83,11 @@ class RemoteGenerators:
     def begin_draw(self) -> None:
         """Read the states if they may be old. They will be written back."""
         if self._pid != os.getpid():
-            self._is_fresh, self._is_drawn, self._pid = False, False, os.getpid()
+            self._is_fresh = self._is_drawn = False
         if not self._is_fresh:
             for generator, state in zip(self.all, self._read(), strict=True):
                 generator.use_state(state)
-            self._is_fresh = True
+            self._is_fresh, self._pid = True, os.getpid()
 
     def end_draw(self) -> None:
         """Note that a generator is in a later state now, or will be."""

@@ -24,9 +24,10 @@ from gymwire.learner_agent.proxies.remote_generators import RemoteGenerators
 from gymwire.learner_agent.proxies.shared_connections import Share, share
 from gymwire.protocol import logs
 from gymwire.protocol.errors import EnvironmentClosed, GymwireError, ResetNeeded
-from gymwire.protocol.messages import Act, Message, Reset, Status
+from gymwire.protocol.messages import Act, Call, Message, Reset, Status
 from gymwire.protocol.transport.context import TooFewFiles
 
+READ_GENERATOR = Call("get", "np_random")
 _OWNERS: weakref.WeakSet[SessionOwner] = weakref.WeakSet()
 
 
@@ -244,7 +245,7 @@ class SessionOwner:
 
         Raises:
             EnvironmentClosed: after `close`.
-            ResetNeeded: a step in a forked process.
+            ResetNeeded: a step, or a draw from the random generator, in a forked process.
         """
         self.check_usable(message)
         return self.session.request(message, self.options.step_timeout_s)
@@ -262,7 +263,7 @@ class SessionOwner:
             raise EnvironmentClosed(f"Cannot {verb}: this environment is closed. Make a new one.")
         if not self.is_inherited:
             return
-        if verb == "step":
+        if verb == "step" or message == READ_GENERATOR:  # not the generator of another episode
             raise ResetNeeded(
                 "This environment was made before the process forked, and its episode belongs to "
                 "the parent process. Call reset() first: it opens a session for this process."

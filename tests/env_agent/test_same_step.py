@@ -40,6 +40,7 @@ def test_each_environment_is_a_cart_pole_that_starts_again_in_its_last_step(
     vector: Any = made(num_envs, max_episode_steps=limit)
     single: Any = [gymnasium.make("CartPole-v1", max_episode_steps=limit) for _ in range(num_envs)]
     first, _ = vector.reset(seed=4)
+    assert first.flags.c_contiguous
     for i, env in enumerate(single):
         env.reset()
         env.unwrapped.state = vector.state[:, i].copy()

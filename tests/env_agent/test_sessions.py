@@ -306,7 +306,8 @@ def test_the_loops_of_an_env_agent_warn_once_together(log: list[Any]) -> None:
     for _ in range(2):
         host = SessionHost([], warned=warned)
         host._warn_converted("odd", "m.Colour", "value")
-        host._warn_opaque("odd", 'info["x"]')
+        for index in range(3):
+            host._warn_opaque("odd", f'info[{index}]["x"][{index + 1}]')
     assert [entry["event"] for entry in log] == [
         "values converted",
         "info value not serializable, repr sent",

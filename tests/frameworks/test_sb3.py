@@ -459,6 +459,28 @@ def test_generators_are_read_and_set(opened: Make) -> None:
     assert there.get_attr("np_random", 0)[0].random() != expected
 
 
+@pytest.mark.parametrize("sessions", [1, 2])
+def test_draws_from_a_generator_that_is_read_reach_the_environment(
+    opened: Make, sessions: int
+) -> None:
+    def drawn(envs: Any) -> Iterator[Any]:
+        envs.seed(1)
+        envs.reset()
+        kept = envs.get_attr("np_random")
+        for _ in range(2):
+            yield [one.random() for one in kept], [g.random() for g in envs.get_attr("np_random")]
+            yield envs.get_attr("np_random", [2, 0])[0].random(), kept[2].random()
+            yield envs.step([1] * 3)[:2]
+        envs.set_attr("np_random", np.random.default_rng(5), indices=1)
+        yield [one.random() for one in kept], envs.get_attr("np_random", 1)[0].random()
+        yield envs.step([1] * 3)[:2]
+
+    for here, there in zip(
+        drawn(local("mixed")), drawn(opened("mixed", sessions=sessions)), strict=True
+    ):
+        assert_same(there, here)
+
+
 def test_wrappers_at_the_env_agent_are_found(opened: Make) -> None:
     there = opened("timed")
     wrappers = gymnasium.wrappers

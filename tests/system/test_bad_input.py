@@ -445,7 +445,9 @@ def test_more_sessions_than_free_slots_are_another_error(programs: Programs) -> 
     with (
         ProxyEnv("lake", url),
         pytest.raises(
-            NoFreeSlot, match=r"^2 sessions are requested together\. All 2 slots of 'lake'"
+            NoFreeSlot,
+            match=r"^2 sessions are requested together, but fewer than 2 of the 2 slots of 'lake' "
+            r"are free;",
         ),
     ):
         ProxyVectorEnv("lake", 2, url, sessions=2)

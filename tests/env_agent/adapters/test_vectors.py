@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium.vector import AutoresetMode
+from structlog.testing import capture_logs
 
 from gymwire.env_agent.adapters import vectors
+from gymwire.env_agent.factory import Factory
 from gymwire.protocol.errors import ConfigurationError
 from tests.offered_vectors import OldPool, Pool
 
@@ -32,6 +35,31 @@ def test_the_generator_is_that_of_the_vector(kind: type[Pool] | type[OldPool]) -
     assert adapted.np_random_seed == pool.np_random_seed
     adapted.np_random = other = np.random.default_rng(4)
     assert pool.np_random is other
+
+
+def test_a_second_vector_with_the_same_seed_is_warned_of_once() -> None:
+    class Seeded(OldPool):
+        def __init__(self, num_envs: int, seed: int) -> None:
+            super().__init__(num_envs)
+            self.given = seed
+
+        @property
+        def config(self) -> dict[str, Any]:
+            return {**super().config, "seed": self.given}
+
+    def make(num_envs: int, seed: int) -> Seeded:
+        return Seeded(num_envs, seed)
+
+    factory = Factory("seeded", make)
+    with capture_logs() as log:
+        factory.make_vector(1, AutoresetMode.NEXT_STEP, None, {"seed": 42}).close()  # and dropped
+        kept = [
+            factory.make_vector(2, AutoresetMode.NEXT_STEP, None, {"seed": seed})
+            for seed in (42, 43, 43, 43)
+        ]
+    assert len(kept) == 4
+    warned = [(one["env"], one["seed"]) for one in log if "the same seed" in one["event"]]
+    assert warned == [("seeded", 43)]
 
 
 class AsyncPool(Pool):

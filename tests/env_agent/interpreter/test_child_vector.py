@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import structlog
-from gymnasium.spaces import Box, MultiDiscrete
+from gymnasium import spaces
+from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete, Tuple
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
@@ -499,6 +500,42 @@ def test_the_size_of_a_multi_binary_is_bounded(n: Any) -> None:
     found = [{"class": "lab.MultiBinary", "inside": 0, "n": n, "shape": (1,)}]
     with pytest.raises(DecodingError):
         child_spaces.build(found, "space")
+
+
+class Even(Discrete):
+    """A space of a class that is not Gymnasium's."""
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Any]:
+    """What a process reports about a space."""
+    monkeypatch.setattr(child, "np", np)
+    return lambda space: child.unpack(child.pack(child.read_space(space)))
+
+
+def test_spaces_that_are_not_gymnasiums_own_are_found_at_their_paths(
+    read: Callable[[Any], Any],
+) -> None:
+    parts = Tuple((Discrete(2), spaces.Sequence(Even(4)), Dict(z=Even(2), a=Box(0, 1))))
+    own = f"{__name__}.Even"
+    assert child_spaces.foreign(read(Dict(b=parts, c=Even(2))), "space") == [
+        ('space["b"][1].feature_space', own, "Discrete"),
+        ('space["b"][2]["z"]', own, "Discrete"),
+        ('space["c"]', own, "Discrete"),
+    ]
+
+
+def test_a_space_that_cannot_be_read_is_named(read: Callable[[Any], Any]) -> None:
+    found = read(Dict(a=Discrete(2), b=Tuple((Discrete(2), Discrete(3)))))
+    del found[-1]["n"]
+    with pytest.raises(DecodingError, match=r'^space\["b"\]\[1\] is a .*no known space\.$'):
+        child_spaces.build(found, "space")
+    deep = [{"class": "gymnasium.Tuple", "inside": 1}] * 1000
+    with pytest.raises(DecodingError, match="is nested deeper than"):
+        child_spaces.build(deep, "space")
+    for inside in (2**70, -1, "x"):
+        with pytest.raises(DecodingError):
+            child_spaces.build([{"class": "gymnasium.Tuple", "inside": inside}], "space")
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, object])

@@ -55,8 +55,9 @@ def merged(infos: list[dict[str, Any]], cls: type[Any] = VectorEnv) -> tuple[Any
         [{}, {"n": {"m": {"x": np.ones(2)}}}, {"n": {"k": True}}, {"n": {"m": {"x": np.ones(2)}}}],
         [{"final_obs": np.ones(2), "final_info": {"x": 1}}, {}, {}, {"final_obs": np.zeros(2)}],
         [{"env_id": 7}, {"env_id": 7}, {"deep": {"env_id": 7}}, {"env_id": 7}],
+        [{}, {}, {"x": np.array(["a", None], object)}, {}],
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_infos_of_two_sessions_join_as_those_of_one_vector(infos: list[dict[str, Any]]) -> None:
     parts, casts = [], []

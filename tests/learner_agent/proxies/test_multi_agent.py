@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gymwire import ProxyAECEnv, ProxyEnv, ProxyParallelEnv, ProxyVectorEnv
-from gymwire.errors import EnvironmentFailed
+from gymwire.errors import AttributeDenied, EnvironmentFailed
 from tests.multi_agent_envs import Bare, Countdown, Hurried, Visitors, turns
 from tests.processes import programs
 from tests.sameness import assert_same
@@ -35,7 +35,8 @@ def url(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
     """A broker with an env agent that offers environments with several agents."""
     config = tmp_path_factory.mktemp("zoo") / "offers.toml"
     lines = [
-        f'[[offer]]\naddress="{name}{where}"\nenv="{env}"\n{PROCESS if where else ""}'
+        f'[[offer]]\naddress="{name}{where}"\nenv="{env}"\nexpose=["greet", "length", "agents"]\n'
+        f"{PROCESS if where else ''}"
         for name, env in OFFERS.items()
         for where in WHERE
     ]
@@ -89,6 +90,20 @@ def test_the_random_generator_is_that_of_the_environment(url: str, where: str) -
     with_none = ProxyAECEnv(f"countdown{where}", url)
     assert not hasattr(with_none, "np_random")
     with_none.close()
+
+
+@everywhere
+@pytest.mark.parametrize("proxy", [ProxyParallelEnv, ProxyAECEnv])
+def test_exposed_attributes_are_those_of_the_environment(url: str, proxy: Any, where: str) -> None:
+    env = proxy(f"visitors{where}", url)
+    assert env.greet("mia", times=2) == "mia mia 12"
+    assert env.unwrapped.length == 12
+    env.length, env.mine, env.agents = 9, [1], ["own"]
+    assert (env.greet("zoe"), env.mine, env.agents) == ("zoe 9", [1], ["own"])
+    with pytest.raises(AttributeDenied, match="--expose count"):
+        env.count  # noqa: B018 - reading it raises
+    assert not hasattr(env, "_private")
+    env.close()
 
 
 @everywhere

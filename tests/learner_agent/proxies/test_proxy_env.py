@@ -451,13 +451,27 @@ def _in_a_fork(body: Callable[[], None]) -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
-def test_a_fork_needs_a_reset_and_leaves_the_parents_episode_alone(cartpole: ProxyEnv) -> None:
+def _after_reset(seed: int) -> np.random.Generator:
+    local = gymnasium.make("CartPole-v1")
+    local.reset(seed=seed)
+    return local.unwrapped.np_random
+
+
+@pytest.mark.parametrize("reads_before", [False, True])
+def test_a_fork_needs_a_reset_and_leaves_the_parents_episode_alone(
+    cartpole: ProxyEnv, reads_before: bool
+) -> None:
     cartpole.reset(seed=1)
+    kept = cartpole.np_random if reads_before else None
 
     def child() -> None:
         with pytest.raises(ResetNeeded, match="before the process forked"):
             cartpole.step(0)
+        for _ in range(2):
+            with pytest.raises(ResetNeeded, match="before the process forked"):
+                (cartpole.np_random if kept is None else kept).random()
         cartpole.reset(seed=2)
+        assert cartpole.np_random.random() == _after_reset(2).random()
         assert_same(cartpole.step(1), _local_cartpole(2, [1]))
         cartpole.close()
 

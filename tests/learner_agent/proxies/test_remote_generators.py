@@ -97,6 +97,7 @@ def test_a_vector_draws_the_same_as_locally(broker: str, sessions: int) -> None:
             yield envs.np_random[1].random(), [one.normal() for one in envs.np_random]
             yield envs.step(np.zeros(3, int))[:2]
             yield envs.get_attr("np_random")[2].integers(9), envs.np_random_seed
+            yield [one.random() for one in envs.call("np_random")]
 
     remote = ProxyVectorEnv("typed", 3, broker, sessions=sessions)
     for here, there in zip(drawn(SyncVectorEnv([Typed] * 3)), drawn(remote), strict=True):
