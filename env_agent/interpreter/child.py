@@ -476,7 +476,8 @@ def _imported(module_name: str, load: Callable[[], Any]) -> Any:
             )
         else:
             hint = (
-                f"{module_name} needs it: {sys.executable} -m pip install {missing.split('.')[0]}"
+                f"{module_name} needs it: install the package that provides it ({sys.executable} "
+                "-m pip install PACKAGE), or correct the import"
             )
         raise WrongTarget(f"{sys.executable} has no module {missing!r}. {hint}") from None
 
@@ -518,7 +519,7 @@ def _make_registered(target: str, render_mode: str | None, kwargs: dict[str, Any
         try:
             return library.make(target, **given)
         except library.error.Error as error:
-            is_malformed = str(error).startswith("Malformed environment ID")
+            is_malformed = "alformed environment ID" in str(error)
             if not is_malformed and not isinstance(error, library.error.UnregisteredEnv):
                 raise
             failure = failure or error
