@@ -243,7 +243,8 @@ def _check_address(text: str) -> None:
     try:
         parse_address(text)
     except AddressError as error:
-        raise AddressError(f"{error} {LISTED}") from None
+        hint = " Pass the URL of a broker as broker=." if "://" in str(text) else ""
+        raise AddressError(f"{error}{hint} {LISTED}") from None
 
 
 def _check_seconds(name: str, value: object, least: float = 0.0) -> None:

@@ -12,6 +12,7 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from gymwire.env_agent.factory import Factory, resolve
+from gymwire.env_agent.failure_reports import naming_known
 from gymwire.protocol.errors import ConfigurationError
 
 BROKEN = """
@@ -307,6 +308,8 @@ def test_the_operators_render_mode_is_the_default() -> None:
 
 @pytest.mark.parametrize("name", ["mine:Needy", "needing:NeedyOne-v0"])
 def test_a_missing_keyword_argument_is_named(name: str) -> None:
+    missing = "it needs the keyword argument 'speed'"
+    assert naming_known(missing, "speed") == f"{missing}."
     said = (
         f"^{name.removeprefix('needing:')} needs the keyword argument 'speed'; it takes size, speed"
     )
