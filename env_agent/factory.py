@@ -432,7 +432,9 @@ def resolve_wrapper(text: str) -> Wrapper:
         raise ConfigurationError(f"--wrap {name}: write module:Wrapper or ./file.py:Wrapper.")
     found = env_names.look_up(name, "--wrap ")
     if not callable(found):
-        raise ConfigurationError(f"--wrap {name}: there is no such class or function.")
+        raise ConfigurationError(
+            f"--wrap {name}: there is no such class or function. Check the spelling."
+        )
     return Wrapper(name, found, kwargs)
 
 

@@ -128,8 +128,11 @@ def test_the_learners_arguments_override_the_operators() -> None:
         ("CartPole-v99", "no environment 'CartPole-v99'"),
         ("no_such_module:Env", "no module 'no_such_module'.*in the folder"),
         ("broken:Env", r"no module 'needed_by_nobody_else'.*\(\./run pip install PACKAGE\)"),
-        ("lazy:Env", r"lazy needs it: .* provides it .*, or correct the import\.$"),
-        ("./lazy.py:Env", r"lazy needs it: .* provides it .*, or correct the import\.$"),
+        ("lazy:Env", r"lazy needs it: .* provides it .*, or correct the import\. .*--python\.$"),
+        (
+            "./lazy.py:Env",
+            r"lazy needs it: .* provides it .*, or correct the import\. .*--python\.$",
+        ),
         ("raising:Env", "importing 'raising' raised ZeroDivisionError"),
         ("exiting:Env", "importing 'exiting' raised SystemExit: 4"),
         ("./exiting.py:Env", "importing 'exiting' raised SystemExit: 4"),
