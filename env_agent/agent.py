@@ -365,6 +365,8 @@ class Agent:
         if self._reporter is not None:
             self._reporter.withdraw([service.address for service in self._services])
         facts = {"why": why} if why else {}
+        if not drain:  # after Ctrl-C
+            facts["hint"] = "a second Ctrl-C ends it at once"
         self._log.info("stopping", running=running, at_most_s=self._grace_s, **facts)
         threading.Thread(target=self._end_in_time, name="ending", daemon=True).start()
 

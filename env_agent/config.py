@@ -15,7 +15,7 @@ from gymwire.env_agent.failure_reports import CodeRaised
 from gymwire.env_agent.forks import end_if_forked
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.protocol import logs
-from gymwire.protocol.address import parse_address
+from gymwire.protocol.address import nearest, parse_address
 from gymwire.protocol.errors import ConfigurationError, GymwireError
 from gymwire.protocol.files import read_text
 
@@ -147,10 +147,10 @@ def load(path: Path) -> list[Service]:
 def _without_bad_ones(path: Path, tables: Sequence[object]) -> list[Service]:
     """Return the services of these tables; log those that cannot be used.
 
-    Raises ConfigurationError if none can be used.
+    Raises the error of the first one, which is not logged, if none can be used.
     """
     services: dict[str, Service] = {}
-    first: ConfigurationError | None = None
+    left_out: list[tuple[dict[str, Any], ConfigurationError]] = []
     pid = os.getpid()
     for index, table in enumerate(tables, 1):
         where = f"{path}, offer {index}"
@@ -164,15 +164,16 @@ def _without_bad_ones(path: Path, tables: Sequence[object]) -> list[Service]:
             failed = (
                 error if isinstance(error, GymwireError) else CodeRaised("its code raised", error)
             )
-            why, trace = str(failed), {}
-            if isinstance(failed, CodeRaised):
-                why, trace = failed.why, {"traceback": failed.traceback}
-            why = why if why.startswith(where) else f"{where}: {why}"
-            first = first or ConfigurationError(why)
+            text = str(failed) if str(failed).startswith(where) else f"{where}: {failed}"
             address = table.get("address") if isinstance(table, dict) else None
-            logs.logger().error("offer left out", address=address, why=why, **trace)
-    if first is not None and not services:
-        raise first
+            facts = {"address": address, "why": text}
+            if isinstance(failed, CodeRaised):
+                facts |= {"why": f"{where}: {failed.why}", "traceback": failed.traceback}
+            left_out.append((facts, ConfigurationError(text)))
+    for facts, _ in left_out if services else left_out[1:]:
+        logs.logger().error("offer left out", **facts)
+    if not services:
+        raise left_out[0][1]
     return [*services.values()]
 
 
@@ -182,7 +183,9 @@ def _checked(where: str, table: object) -> Mapping[str, Any]:
         raise ConfigurationError(f"{where}: [[offer]] must be a table, not {type(table).__name__}.")
     for key, value in table.items():
         if key not in KEYS:
-            raise ConfigurationError(f"{where}: unknown key {key!r}. Use {', '.join(KEYS)}.")
+            near = nearest(key, KEYS)
+            hint = f" Did you mean {near!r}?" if near else ""
+            raise ConfigurationError(f"{where}: unknown key {key!r}.{hint} Use {', '.join(KEYS)}.")
         is_right = type(value) is KEYS[key]
         if isinstance(value, list):
             is_right = is_right and all(type(item) is str for item in value)

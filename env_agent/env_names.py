@@ -125,7 +125,12 @@ def import_(module_name: str, name: str, load: Callable[[], Any]) -> Any:
                 "contains it, or name its file: ./path/to/file.py:MyEnv"
             )
         else:
-            hint = f"{module_name} needs it: {pip()} install {missing.partition('.')[0]}"
+            hint = (
+                f"{module_name} needs it: install the package that provides it "
+                f"({pip()} install PACKAGE), or correct the import"
+            )
+            if not name.startswith("--"):  # an environment
+                hint += ". An interpreter that has the module can be given with --python"
         raise ConfigurationError(f"{name}: there is no module {missing!r}. {hint}.") from None
     except gymnasium.error.DependencyNotInstalled as error:
         raise not_installed(name, error) from None

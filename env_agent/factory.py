@@ -23,7 +23,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymwire.env_agent import closing, env_names, event_loop
 from gymwire.env_agent.adapters import foreign, openenv, pettingzoo, same_step, vectors
 from gymwire.env_agent.closing import closed_on_error
-from gymwire.env_agent.failure_reports import WrongKeywords
+from gymwire.env_agent.failure_reports import WrongKeywords, naming_known
 from gymwire.env_agent.forks import end_if_forked
 from gymwire.env_agent.hosted_vector import HostedVector
 from gymwire.env_agent.wrappers import Wrapper, wrap
@@ -128,7 +128,7 @@ class Factory:
             if wrong.endswith(NO_RENDER_MODE):
                 raise WrongKeywords(wrong) from error
             known = ", ".join(self._keywords(vector=vector))
-            raise WrongKeywords(f"{wrong}{f'; it takes {known}' if known else ''}.") from error
+            raise WrongKeywords(naming_known(wrong, known)) from error
 
     def _wrong_keywords(self, text: str, given: Mapping[str, Any], *, vector: bool) -> str:
         """Return what is wrong with these keyword arguments according to the text of a TypeError.
@@ -434,7 +434,9 @@ def resolve_wrapper(text: str) -> Wrapper:
         raise ConfigurationError(f"--wrap {name}: write module:Wrapper or ./file.py:Wrapper.")
     found = env_names.look_up(name, "--wrap ")
     if not callable(found):
-        raise ConfigurationError(f"--wrap {name}: there is no such class or function.")
+        raise ConfigurationError(
+            f"--wrap {name}: there is no such class or function. Check the spelling."
+        )
     return Wrapper(name, found, kwargs)
 
 

@@ -29,6 +29,13 @@ class WrongKeywords(TypeError):
     """The keyword arguments of an environment are wrong, and the text says how."""
 
 
+def naming_known(wrong: str, known: str) -> str:
+    """Return a sentence about a wrong keyword argument, with the known ones unless it names all."""
+    return (
+        f"{wrong}." if not known or wrong.endswith(repr(known)) else f"{wrong}; it takes {known}."
+    )
+
+
 class CodeRaised(ConfigurationError):
     """Code of the operator has raised. The text ends with the traceback.
 

@@ -163,19 +163,23 @@ class BrokerUnreachable(ConnectionFailed):
     Attributes:
         url_source: what sets the URL, such as an option or a file. `str` then advises to check it;
             "": the message says itself what to do.
+        bind: the option that lets a broker listen at the URL, for the advice; "": none is needed,
+            or the URL is that of another host.
     """
 
-    def __init__(self, *args: object, advice: str = "", url_source: str = "") -> None:
+    def __init__(
+        self, *args: object, advice: str = "", url_source: str = "", bind: str = ""
+    ) -> None:
         super().__init__(*args, advice=advice)
-        self.url_source = url_source
+        self.url_source, self.bind = url_source, bind
 
     def __str__(self) -> str:
         text = super().__str__()
         if not self.url_source:
             return text
         return (
-            f"{text} Start one with `gymwire broker`, check the URL ({self.url_source}) and the "
-            f"firewall, or wait longer (--wait, wait_s=)."
+            f"{text} Start one with `gymwire broker{self.bind}`, check the URL "
+            f"({self.url_source}) and the firewall, or wait longer (--wait, wait_s=)."
         )
 
 

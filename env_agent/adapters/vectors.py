@@ -216,7 +216,7 @@ def check_mode(made: VectorEnv[Any, Any, Any], name: str, mode: AutoresetMode) -
     if has != mode:
         raise ConfigurationError(
             f"{name} made a vector with the autoreset mode {has.value!r}, but the learner "
-            f"requested {mode.value!r}."
+            f"requested {mode.value!r}. Give the factory a parameter autoreset_mode and pass it on."
         )
 
 

@@ -475,9 +475,7 @@ def _imported(module_name: str, load: Callable[[], Any]) -> Any:
                 "name its file: ./path/to/file.py:MyEnv"
             )
         else:
-            hint = (
-                f"{module_name} needs it: {sys.executable} -m pip install {missing.split('.')[0]}"
-            )
+            hint = f"{module_name} needs it: install its package there, or correct the import"
         raise WrongTarget(f"{sys.executable} has no module {missing!r}. {hint}") from None
 
 
@@ -518,7 +516,7 @@ def _make_registered(target: str, render_mode: str | None, kwargs: dict[str, Any
         try:
             return library.make(target, **given)
         except library.error.Error as error:
-            is_malformed = str(error).startswith("Malformed environment ID")
+            is_malformed = "alformed environment ID" in str(error)
             if not is_malformed and not isinstance(error, library.error.UnregisteredEnv):
                 raise
             failure = failure or error
@@ -737,6 +735,8 @@ class ParallelByAgent(Agents):
     def step(self, actions: Any) -> Any:
         """Let all agents act; return the five values by agent."""
         values = self._made.step(actions)
+        if len(values) != 5:
+            raise ValueError(f"step() of a ParallelEnv must return 5 values, not {len(values)}.")
         # Some environments return a defaultdict.
         observations, rewards, terminated, truncated = map(dict, values[:4])
         return observations, rewards, terminated, truncated, self._info(values[4])

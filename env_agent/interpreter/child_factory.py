@@ -27,7 +27,7 @@ from gymwire.env_agent.factory import (
     only_vectors,
     vectorize_mode,
 )
-from gymwire.env_agent.failure_reports import CodeRaised, WrongKeywords
+from gymwire.env_agent.failure_reports import CodeRaised, WrongKeywords, naming_known
 from gymwire.env_agent.forks import end_if_forked
 from gymwire.env_agent.interpreter import child_errors
 from gymwire.env_agent.interpreter.child import WrongTarget
@@ -216,8 +216,7 @@ class ChildFactory:
                 raise
             # NO_RENDER_MODE already says what to do; an operator gets the env agent's advice.
             if wrong != NO_RENDER_MODE:
-                known_keywords = self._keywords(process)
-                wrong += f"; it takes {known_keywords}." if known_keywords else "."
+                wrong = naming_known(wrong, self._keywords(process))
                 wrong += "" if kind is None else f" {CHECK}"
             raise WrongKeywords(f"{self.name} {wrong}") from error
         if kind is not None and (not isinstance(made, OwnVector) or request is ONE):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -131,7 +132,9 @@ def open_env(options: SessionOptions, output: Output, render_mode: str | None = 
     """
     from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
 
-    with opening(options, output) as (address, keywords):
+    with opening(options, output) as (address, keywords), warnings.catch_warnings():
+        # `run` refuses such an environment.
+        warnings.filterwarnings("ignore", r".*which is not in its render_modes")
         return ProxyEnv(address, options.broker, render_mode=render_mode, **keywords)
 
 

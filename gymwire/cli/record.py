@@ -15,6 +15,7 @@ from gymwire.cli import policies
 from gymwire.cli.connection import SessionOptions, naming, open_env
 from gymwire.cli.output import Output
 from gymwire.cli.terminal import counted
+from gymwire.learner_agent.training.checked_env import CheckedEnv
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.extras import install_line
 
@@ -89,7 +90,8 @@ def _record(options: Options, path: Path, output: Output) -> None:
         with naming(options, "policy"):
             policy = policies.load(options.policy, env, options.seed)
         # Losslessly: a picture must come out as it was.
-        collector = DataCollector(env, record_infos=False, jpeg_encoding=False)
+        checked = CheckedEnv(env, str(options.address))
+        collector = DataCollector(checked, record_infos=False, jpeg_encoding=False)
         try:
             while done < options.episodes:
                 # An episode needs a seed of its own, with which it can be played again.

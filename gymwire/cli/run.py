@@ -18,6 +18,7 @@ from gymwire.cli.output import Json, Output
 from gymwire.cli.policies import Policy
 from gymwire.cli.terminal import counted, picture, printable
 from gymwire.cli.video import Video
+from gymwire.learner_agent.training.checked_env import CheckedEnv
 from gymwire.protocol.errors import ConfigurationError
 
 
@@ -35,6 +36,7 @@ def command(options: Options, output: Output) -> int:
     """Play episodes, and print a line for each. Returns the exit status."""
     mode = _render_mode(options)
     env = open_env(options, output, mode)
+    checked = CheckedEnv(env, str(options.address), observations=False)
     returns: list[float] = []
     lengths: list[int] = []
     movie: Video | None = None
@@ -56,12 +58,12 @@ def command(options: Options, output: Output) -> int:
         with naming(options, "policy"):
             policy = policies.load(options.policy, env, options.seed)
         start = time.monotonic()  # loading a model may take longer than its episodes
-        movie = None if options.video is None else Video(options.video, env)
+        movie = None if options.video is None else Video(options.video, checked)
         start = time.monotonic()  # a policy may take seconds to load
         for episode in range(options.episodes):
-            begin = env.reset(seed=options.seed if episode == 0 else None)
-            show = partial(_show, env, options, movie, output)
-            total, length = _play(env, policy, begin, show)
+            begin = checked.reset(seed=options.seed if episode == 0 else None)
+            show = partial(_show, checked, options, movie, output)
+            total, length = _play(checked, policy, begin, show)
             returns.append(total)
             lengths.append(length)
             output.say(f"episode {episode + 1:>4}   return {total:>10.2f}   steps {length:>6,}")

@@ -25,6 +25,7 @@ from gymwire.cli.output import Json, Output
 from gymwire.cli.policies import MODEL
 from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
 from gymwire.learner_agent.training import learners, ppo, report
+from gymwire.learner_agent.training.checked_env import CheckedEnv
 from gymwire.learner_agent.training.task import TrainingResult, TrainingTask
 from gymwire.protocol.errors import ConfigurationError, GymwireError, NoLearnerFits
 from gymwire.protocol.extras import install_line
@@ -117,7 +118,8 @@ def _prepare(options: Options, seed: int, output: Output) -> Training:
     except GymwireError:
         env.close()
         raise
-    task = TrainingTask(env, learner, options.steps, seed, time_limit_s=options.time_limit_s)
+    checked = CheckedEnv(env, str(options.address))
+    task = TrainingTask(checked, learner, options.steps, seed, time_limit_s=options.time_limit_s)
     origin = {"address": options.address, "steps": options.steps, "seed": seed}
 
     def save(path: Path) -> None:
@@ -149,7 +151,12 @@ def _prepare_ppo(
     try:
         with naming(options, "load"):
             task = ppo.PPOTask(
-                envs, options.steps, seed, load=options.load, time_limit_s=options.time_limit_s
+                envs,
+                options.steps,
+                seed,
+                load=options.load,
+                time_limit_s=options.time_limit_s,
+                address=str(options.address),
             )
     except BaseException:
         envs.close()
@@ -162,7 +169,7 @@ def _as_vector(env: ProxyEnv, options: Options, output: Output) -> VecEnv:
     if options.num_envs == 1:
         from stable_baselines3.common.vec_env import DummyVecEnv
 
-        return DummyVecEnv([lambda: env])
+        return DummyVecEnv([lambda: CheckedEnv(env, str(options.address))])
     env.close()
     from gymwire.env_agent.environments import MAX_NUM_ENVS
     from gymwire.sb3 import ProxyVecEnv

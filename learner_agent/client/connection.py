@@ -506,13 +506,16 @@ class BrokerConnection:
             if event.up:
                 is_new = True
                 if self.broker_lost:
-                    self._log.info("broker reconnected", broker=self.url)
+                    self._log.warning("broker reconnected", broker=self.url)
                 self.broker_lost = False
             elif not self.broker_lost:
                 self.broker_lost = True
-                self._log.warning(
-                    "broker lost, waiting for it", broker=self.url, at_most_s=self.timeout_s
-                )
+                direct = sum(one.is_direct for one in self._sessions.values())
+                facts = {"broker": self.url, "at_most_s": self.timeout_s}
+                if 0 < direct == len(self._sessions):
+                    self._log.warning("broker lost, direct sessions go on", **facts)
+                else:
+                    self._log.warning("broker lost, waiting for it", **facts)
         if is_new:
             self._patience.reconnected(now)
             self._requests.reconnected(now)

@@ -142,6 +142,24 @@ class ProxyOptions:
             kind=kind or self.KIND,
         )
 
+    def warn_of_render_mode(self, metadata: Mapping[str, Any]) -> None:
+        """Warn as `gymnasium.make` does if an environment does not have the render mode.
+
+        `metadata`: the environment's, which its env agent shapes.
+        """
+        known, mode = metadata.get("render_modes"), self.render_mode
+        if not isinstance(mode, str) or not isinstance(known, list | tuple):
+            return
+        modes = [one for one in known if type(one) is str]
+        if mode.removesuffix("_list") not in modes:  # Gymnasium collects the frames of a mode
+            gymnasium.logger.warn(
+                "The environment at %r was opened with render_mode=%r, which is not in its "
+                "render_modes (%.200s).",
+                self.address,
+                mode,
+                modes,
+            )
+
     def spec_for(self, remote: Mapping[str, Any]) -> EnvSpec | None:
         """Return a spec whose `make` makes another proxy like this one.
 
@@ -243,7 +261,8 @@ def _check_address(text: str) -> None:
     try:
         parse_address(text)
     except AddressError as error:
-        raise AddressError(f"{error} {LISTED}") from None
+        hint = " Pass the URL of a broker as broker=." if "://" in str(text) else ""
+        raise AddressError(f"{error}{hint} {LISTED}") from None
 
 
 def _check_seconds(name: str, value: object, least: float = 0.0) -> None:

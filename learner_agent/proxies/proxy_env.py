@@ -121,6 +121,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         owner = SessionOwner(options, connection=connection)
         try:
             self._use(owner)
+            options.warn_of_render_mode(self.metadata)
         except BaseException:
             owner.close()
             raise

@@ -16,6 +16,7 @@ import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 from numpy.typing import NDArray
 
+from gymwire.learner_agent.training.checked_env import fault
 from gymwire.learner_agent.training.learners import replacing
 from gymwire.learner_agent.training.task import (
     PROGRESS_EVERY_S,
@@ -129,6 +130,7 @@ class PPOTask:
         on_progress: called at most every 0.05 s.
         time_limit_s: stop after this long, in seconds.
         clock: returns the time in seconds.
+        address: the address of the environments, for the text of errors.
 
     Raises:
         ConfigurationError: `load` cannot be loaded, or is of other spaces.
@@ -146,8 +148,9 @@ class PPOTask:
         on_progress: Callable[[TrainingProgress], None] | None = None,
         time_limit_s: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
+        address: str = "",
     ) -> None:
-        self._envs, self._steps = envs, steps
+        self._envs, self._steps, self._address = envs, steps, address
         self.on_progress, self._time_limit_s, self._clock = on_progress, time_limit_s, clock
         self._rewards: list[NDArray[np.float32]] = []  # of each step of the vector
         self._returns: list[float] = []
@@ -196,6 +199,11 @@ class PPOTask:
     def _after_step(self, locals_: Mapping[str, Any], _: Mapping[str, Any]) -> bool:
         """Record a step of the vector. Returns whether to go on."""
         rewards, dones = locals_["rewards"], locals_["dones"]
+        self._check_finite("the reward", rewards)  # the network would become one of NaN
+        observations = locals_["new_obs"]
+        is_dict = isinstance(observations, dict)
+        for part in observations.values() if is_dict else (observations,):
+            self._check_finite("an observation with the number", part)
         self._rewards.append(rewards.copy())
         for total, length, ended_best in self._running.add(rewards, dones):
             self._returns.append(total)
@@ -206,6 +214,12 @@ class PPOTask:
             self._next_progress = self._start + seconds + PROGRESS_EVERY_S
             self.on_progress(self._progress(seconds))
         return seconds < self._time_limit_s
+
+    def _check_finite(self, what: str, batch: NDArray[Any]) -> None:
+        """Raise EnvironmentFailed if a number in a batch is NaN or infinite."""
+        if not np.isfinite(batch).all():
+            [wrong, *_] = batch[~np.isfinite(batch)]
+            raise fault(self._address, f"{what} {wrong}, from which PPO cannot learn", "step")
 
     def _progress(self, seconds: float) -> TrainingProgress:
         num_envs = self._envs.num_envs

@@ -59,9 +59,9 @@ def credentials(
     key = key or os.environ.get("GYMWIRE_KEY") or None
     broker_key = broker_key or os.environ.get("GYMWIRE_BROKER_KEY") or None
     if (key is None) != (broker_key is None):
-        missing = "the broker's public key (--broker-key, GYMWIRE_BROKER_KEY)"
+        missing = "the broker's public key (--broker-key, broker_key=, GYMWIRE_BROKER_KEY)"
         if key is None:
-            missing = "your own key (--key, GYMWIRE_KEY)"
+            missing = "your own key (--key, key=, GYMWIRE_KEY)"
         raise ConfigurationError(
             f"Keys work in pairs, and {missing} is missing. `gymwire keygen NAME` creates a "
             f"key; the broker's operator has the broker's .pub file."

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import socket
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
+from gymwire.protocol.address import DEFAULT_BROKER, is_local
 from gymwire.protocol.capabilities import CAPABILITIES, common
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import BrokerUnreachable, Denied
@@ -176,7 +178,10 @@ class Handshake:
         unknown = _unknown_host(url)
         if unknown:
             return BrokerUnreachable(f"No broker answers at {url}: {unknown}. Check the URL.")
-        return BrokerUnreachable(f"No broker answers at {url}.", url_source=URL_SOURCE)
+        # ZeroMQ listens at numeric addresses only.
+        at = url.replace("//localhost:", "//127.0.0.1:")
+        bind = f" --bind {shlex.quote(at)}" if is_local(url) and at != DEFAULT_BROKER else ""
+        return BrokerUnreachable(f"No broker answers at {url}.", url_source=URL_SOURCE, bind=bind)
 
 
 def _unknown_host(url: str) -> str:

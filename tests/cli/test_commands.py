@@ -6,6 +6,7 @@ import importlib.util
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from gymwire.cli.progress import LineMeter
 from gymwire.cli.terminal import picture, printable, short
 from gymwire.learner_agent.client.timings import Timings
 from gymwire.learner_agent.training import ppo
+from gymwire.learner_agent.training.checked_env import CheckedEnv
 from gymwire.learner_agent.training.task import TrainingProgress
 from gymwire.protocol.errors import (
     ConfigurationError,
@@ -283,6 +285,84 @@ def test_check_of_an_unregistered_environment_gives_no_useless_advice(
     assert call(screen, "check", "line", "--steps", "5") == 0
     assert "passed, no warnings" in screen.text
     assert "not checked: render modes and closing, which need a registered environ" in screen.text
+
+
+# --- faults of an environment ---------------------------------------------------------------------
+
+
+class Faulty(Line):
+    """A walk whose steps return something else in the place of one of their five results."""
+
+    def __init__(self, **returned: Any) -> None:
+        super().__init__()
+        self.returned = returned
+
+    def step(self, action: Any) -> Any:
+        names = ("observation", "reward", "terminated", "truncated", "info")
+        return tuple((dict(zip(names, super().step(action), strict=True)) | self.returned).values())
+
+
+TWO = np.zeros(2)
+
+
+@pytest.mark.parametrize("name", ["run", "train"])
+@pytest.mark.parametrize(
+    ("returned", "text"),
+    [
+        ({"reward": None}, "the reward None, which is not a number"),
+        ({"reward": "1"}, "the reward '1', which is not a number"),
+        ({"reward": TWO}, "the reward array([0., 0.]), which is not a number"),
+        ({"terminated": TWO}, "array([0., 0.]) as terminated, which is neither true nor false"),
+        ({"truncated": TWO}, "array([0., 0.]) as truncated, which is neither true nor false"),
+    ],
+)
+def test_what_a_step_returned_wrong_is_the_environments_fault(
+    name: str, returned: dict[str, Any], text: str, offer: Offer, screen: Screen
+) -> None:
+    offer(Faulty(**returned))
+    with pytest.raises(EnvironmentFailed) as caught:
+        call(screen, name, "line")
+    expected = f"The environment at 'line' returned {text}. Correct its step()."
+    assert caught.value.args == (expected,)
+
+
+@pytest.mark.parametrize("name", ["run", "train"])
+def test_an_exception_of_an_environment_names_its_address_and_the_method(
+    name: str, offer: Offer, screen: Screen
+) -> None:
+    offer(Line(fail_at=1, failure=EnvironmentFailed("KeyError: 'left'")))
+    with pytest.raises(EnvironmentFailed, match=r"^The env.* at 'line' failed in step\(\): KeyErr"):
+        call(screen, name, "line")
+
+
+def test_training_needs_observations_of_the_space(offer: Offer, screen: Screen) -> None:
+    offer(Faulty(observation=7))
+    with pytest.raises(EnvironmentFailed, match=r"observation 7, .* space Discrete\(4\)\."):
+        call(screen, "train", "line")
+
+
+BOX = spaces.Box(0, 1, (2,))
+
+
+@pytest.mark.parametrize(
+    ("space", "right", "wrong"),
+    [
+        (spaces.Discrete(3, start=1), [1, np.int64(3), np.array(2)], [0, 4, None, "1", TWO]),
+        (BOX, [np.zeros(2), [0, 1], np.full(2, 9.0)], [0.0, np.zeros(3), [[0], [0, 1]]]),
+        (spaces.Dict(a=BOX), [{"a": TWO}, {"a": TWO, "b": 1}], [{}, TWO, {"a": 1}]),
+        (spaces.Tuple([BOX, BOX]), [(TWO, TWO)], [(TWO,), TWO, (TWO, 1)]),
+        (spaces.Text(3), ["abc", None], []),
+    ],
+)
+def test_observations_are_compared_with_the_structure_of_the_space(
+    space: spaces.Space[Any], right: list[Any], wrong: list[Any]
+) -> None:
+    for observations, fits in ((right, True), (wrong, False)):
+        for observation in observations:
+            env = Faulty(observation=observation)
+            env.observation_space = space
+            with nullcontext() if fits else pytest.raises(EnvironmentFailed, match="its space"):
+                CheckedEnv(env, "line").step(0)
 
 
 # --- run ------------------------------------------------------------------------------------------

@@ -85,15 +85,19 @@ def test_an_offer_may_have_an_interpreter_of_its_own(file: Path) -> None:
 )
 def test_a_wrong_file_is_an_error_that_says_where(file: Path, text: str, why: str) -> None:
     file.write_text(text)
-    with pytest.raises(ConfigurationError, match=why):
+    with structlog.testing.capture_logs() as logs, pytest.raises(ConfigurationError, match=why):
         load(file)
+    assert logs == []  # once is enough
 
 
 @pytest.mark.parametrize(
     ("bad", "why"),
     [
         ("env = 'CartPole-v1'", "address is missing"),
-        ("address = 'a'\nenvs = 'CartPole-v1'", "unknown key 'envs'"),
+        (
+            "address = 'a'\nenv = 'CartPole-v1'\nmax_session = 2",
+            "unknown key 'max_session'. Did you mean 'max_sessions'? Use address, env, ",
+        ),
         ("address = 'A b'\nenv = 'CartPole-v1'", "'A b' is not an address"),
         ("address = 3\nenv = 'CartPole-v1'", "address must be a text, not 3"),
         ("address = 'a'\nenv = 'CartPole-v1'\nmax_sessions = -1", "1 or more"),

@@ -12,6 +12,7 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from gymwire.env_agent.factory import Factory, resolve
+from gymwire.env_agent.failure_reports import naming_known
 from gymwire.protocol.errors import ConfigurationError
 
 BROKEN = """
@@ -126,9 +127,12 @@ def test_the_learners_arguments_override_the_operators() -> None:
         ("NoSuchEnv-v0", "no environment 'NoSuchEnv-v0'"),
         ("CartPole-v99", "no environment 'CartPole-v99'"),
         ("no_such_module:Env", "no module 'no_such_module'.*in the folder"),
-        ("broken:Env", r"no module 'needed_by_nobody_else'.*: \./run pip install needed_by"),
-        ("lazy:Env", r"no module 'needed_by_nobody_else'.*lazy needs it: \./run pip install"),
-        ("./lazy.py:Env", r"no module 'needed_by_nobody_else'.*lazy needs it: \./run pip install"),
+        ("broken:Env", r"no module 'needed_by_nobody_else'.*\(\./run pip install PACKAGE\)"),
+        ("lazy:Env", r"lazy needs it: .* provides it .*, or correct the import\. .*--python\.$"),
+        (
+            "./lazy.py:Env",
+            r"lazy needs it: .* provides it .*, or correct the import\. .*--python\.$",
+        ),
         ("raising:Env", "importing 'raising' raised ZeroDivisionError"),
         ("exiting:Env", "importing 'exiting' raised SystemExit: 4"),
         ("./exiting.py:Env", "importing 'exiting' raised SystemExit: 4"),
@@ -307,6 +311,8 @@ def test_the_operators_render_mode_is_the_default() -> None:
 
 @pytest.mark.parametrize("name", ["mine:Needy", "needing:NeedyOne-v0"])
 def test_a_missing_keyword_argument_is_named(name: str) -> None:
+    missing = "it needs the keyword argument 'speed'"
+    assert naming_known(missing, "speed") == f"{missing}."
     said = (
         f"^{name.removeprefix('needing:')} needs the keyword argument 'speed'; it takes size, speed"
     )

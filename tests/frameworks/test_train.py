@@ -12,12 +12,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from gymwire.cli import policies
 from gymwire.env_agent.environments import MAX_NUM_ENVS
 from gymwire.learner_agent.training import ppo
-from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.errors import ConfigurationError, EnvironmentFailed
 from tests.cli.reading import Screen, call
 from tests.frameworks.envs import SPACES, Lottery
 from tests.processes import PATIENCE_S, ROOT, WRITES_PROGRESS, programs
@@ -222,3 +223,24 @@ def test_run_plays_the_model(broker: str, tmp_path: Path) -> None:
     arguments = ("--policy", path, "--episodes", "1", "--wait", "10", "--broker", broker)
     assert call(screen, "run", "ppo/pole", *arguments) == 0
     assert "1 episode: return" in screen.text
+
+
+@pytest.mark.parametrize(
+    ("place", "text"), [(0, "an observation with the number nan"), (1, "the reward nan")]
+)
+def test_numbers_that_spoil_the_network_are_the_environments_fault(place: int, text: str) -> None:
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    class Spoilt(Lottery):
+        def step(self, action: Any) -> Any:
+            step: list[Any] = list(super().step(action))
+            step[place] = step[place] * np.float32("nan")
+            return tuple(step)
+
+    task = ppo.PPOTask(DummyVecEnv([Spoilt]), steps=10, seed=1, address="ppo/spoilt")
+    with pytest.raises(EnvironmentFailed) as caught:
+        task.run()
+    assert str(caught.value) == (
+        f"The environment at 'ppo/spoilt' returned {text}, from which PPO cannot learn. Correct "
+        f"its step()."
+    )

@@ -172,8 +172,9 @@ def test_the_log_says_what_becomes_of_a_session_between_two_requests(
     with ProxyEnv("gated", url) as env:
         env.reset(seed=1)
         agent.process.send_signal(number)
-        running = agent.wait_for("stopping")["running"]
-        assert running == [f"a session between two requests, which {what}"]
+        stopping = agent.wait_for("stopping")
+        assert stopping["running"] == [f"a session between two requests, which {what}"]
+        assert ("a second Ctrl-C" in stopping.get("hint", "")) is (number == signal.SIGINT)
     assert agent.wait() == 0
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -23,7 +24,7 @@ from gymwire.env_agent.adapters import foreign
 from gymwire.env_agent.description import describe
 from gymwire.env_agent.elsewhere import EnvironmentGone, why_gone
 from gymwire.env_agent.factory import resolve
-from gymwire.env_agent.interpreter import child_errors, child_factory
+from gymwire.env_agent.interpreter import child, child_errors, child_factory
 from gymwire.env_agent.interpreter.child_env import ChildEnv
 from gymwire.env_agent.interpreter.child_errors import RaisedInChild
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
@@ -654,7 +655,7 @@ def test_what_is_not_there_is_told_with_what_to_do(python: str, tmp_path: Path) 
         ("./nowhere.py:X", r"X: there is no file /.*/nowhere\.py\.$"),
         (
             f"{tmp_path}/needy.py:X",
-            r"no module 'nowhere'.*needy\.py needs it: .* install nowhere\.$",
+            r"no module 'nowhere.*needy\.py needs it: .* package there, or correct the import\.$",
         ),
         (
             f"{tmp_path}/boom.py:X",
@@ -662,7 +663,10 @@ def test_what_is_not_there_is_told_with_what_to_do(python: str, tmp_path: Path) 
         ),
         (f"{tmp_path}/wrong.py:X", r"importing '.*' raised SyntaxError: .*\(wrong\.py, line 1\)\n"),
         (f"{tmp_path}/wheels.py:X", r"wheels\.py:X cannot be used yet: .*pip install wheels$"),
-        (f"{tmp_path}/lazy.py:X", r"no module 'nowhere'.*lazy\.py needs it: .* install nowhere\.$"),
+        (
+            f"{tmp_path}/lazy.py:X",
+            r"'nowhere.*lazy\.py needs it: .* there, or correct the import\.$",
+        ),
     ):
         with pytest.raises(ConfigurationError, match=why):
             ChildFactory("a", name, python, {}).make_first()
@@ -685,6 +689,31 @@ def test_what_is_not_there_is_told_with_what_to_do(python: str, tmp_path: Path) 
 def test_a_name_without_an_environment_is_told(name: str, why: str) -> None:
     with pytest.raises(ConfigurationError, match=why):
         ChildFactory("a", name, sys.executable, {}).make_first()
+
+
+def test_a_step_of_several_agents_with_too_few_values_says_how_many() -> None:
+    made = SimpleNamespace(possible_agents=[], metadata={}, step=lambda actions: ({}, {}))
+    with pytest.raises(ValueError, match=r"^step\(\) of a ParallelEnv must return 5 .*, not 2\.$"):
+        child.ParallelByAgent(made, dict).step({})
+
+
+OLD_GYM = """
+import sys, types
+gym = types.ModuleType("gym")
+class Error(Exception): pass
+class UnregisteredEnv(Error): pass
+def make(name, **kwargs):
+    raise Error(f"Attempted to look up malformed environment ID: {name.encode()!r}. (Currently...")
+gym.error, gym.make = types.SimpleNamespace(Error=Error, UnregisteredEnv=UnregisteredEnv), make
+sys.modules.update(gym=gym, gymnasium=None)
+"""
+
+
+def test_a_misspelt_class_is_named_with_old_gym_as_well(tmp_path: Path) -> None:
+    (tmp_path / "oldie.py").write_text(OLD_GYM)
+    why = r"^\S*oldie\.py:Nope: .*oldie\.py has no 'Nope', and does not .* Check the spelling\.$"
+    with pytest.raises(ConfigurationError, match=why):
+        ChildFactory("a", f"{tmp_path}/oldie.py:Nope", sys.executable, {}).make_first()
 
 
 KEYWORDS = """

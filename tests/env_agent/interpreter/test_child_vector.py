@@ -179,7 +179,7 @@ def test_a_class_that_refuses_a_mode_is_told() -> None:
     ("env", "num_envs", "mode", "why"),
     [
         ("make_two", 3, NEXT_STEP, "made 2 .* requested 3. .*a parameter num_envs"),
-        ("make_pool", 3, SAME_STEP, "mode 'NextStep'.* requested 'SameStep'.$"),
+        ("make_pool", 3, SAME_STEP, r"'NextStep'.* 'SameStep'\. Give the factory .*autoreset_mode"),
         ("make_slow_pool", 3, NEXT_STEP, "returns only 1. Leave batch_size"),
         ("make_walkers", 3, NEXT_STEP, "takes no keyword argument 'wings'"),
     ],

@@ -17,6 +17,11 @@ from gymwire.protocol.errors import AddressError, ConfigurationError
 NOBODY = "tcp://127.0.0.1:9"
 
 
+def test_a_url_in_the_place_of_the_address_is_an_error_that_names_its_argument() -> None:
+    with pytest.raises(AddressError, match=r"is not an address: .* URL of a broker as broker=\."):
+        ProxyEnv(NOBODY)
+
+
 @pytest.mark.parametrize("proxy", [ProxyEnv, ProxyVectorEnv])
 @pytest.mark.parametrize(
     ("wrong", "said"),

@@ -241,6 +241,15 @@ def test_the_class_itself_refuses_human_rendering_and_names_gymnasium_make(broke
         ProxyEnv("cartpole", broker, render_mode="human")
 
 
+def test_a_render_mode_that_the_environment_lacks_is_a_warning(broker: str) -> None:
+    said = (
+        r"'cartpole' .* render_mode='ansi', which is not in its render_modes \(\['human', 'rgb_arr"
+    )
+    with pytest.warns(UserWarning, match=said):
+        env = ProxyEnv("cartpole", broker, render_mode="ansi")
+    env.close()
+
+
 def test_a_video_of_it_can_be_recorded(broker: str, tmp_path: Path) -> None:
     proxy = gymnasium.make(MADE, address="cartpole", broker=broker, render_mode="rgb_array")
     with RecordVideo(proxy, str(tmp_path / "videos"), disable_logger=True) as env:

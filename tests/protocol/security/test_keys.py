@@ -154,8 +154,11 @@ def test_only_the_allowed_bytes_of_a_large_file_are_read(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("given", "missing"),
     [
-        ({"broker_key": "b.pub"}, r"your own key \(--key, GYMWIRE_KEY\)"),
-        ({"key": "a.key"}, r"the broker's public key \(--broker-key, GYMWIRE_BROKER_KEY\)"),
+        ({"broker_key": "b.pub"}, r"your own key \(--key, key=, GYMWIRE_KEY\)"),
+        (
+            {"key": "a.key"},
+            r"the broker's public key \(--broker-key, broker_key=, GYMWIRE_BROKER_KEY\)",
+        ),
     ],
 )
 def test_one_key_of_a_pair_is_an_error_that_names_the_other(

@@ -119,6 +119,27 @@ def test_the_error_names_what_sets_the_url() -> None:
     assert "check the URL (in fleet.toml) and" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("url", "command"),
+    [
+        ("tcp://127.0.0.1:5555", "gymwire broker"),
+        ("tcp://localhost:5555", "gymwire broker"),
+        ("tcp://localhost:23055", "gymwire broker --bind tcp://127.0.0.1:23055"),
+        ("tcp://[::1]:5555", "gymwire broker --bind 'tcp://[::1]:5555'"),
+        ("ipc:///tmp/a broker", "gymwire broker --bind 'ipc:///tmp/a broker'"),
+        ("tcp://192.0.2.1:23055", "gymwire broker"),
+    ],
+)
+def test_the_error_names_the_command_that_starts_a_broker_at_the_url(
+    url: str, command: str
+) -> None:
+    link = Link(answers=0)
+    link.url = url
+    with pytest.raises(BrokerUnreachable) as caught:
+        link.connect(link.handshake(), 1.0)
+    assert f" Start one with `{command}`, check" in str(caught.value)
+
+
 def test_an_unknown_host_is_named() -> None:
     link = Link(answers=0)
     link.url = "tcp://no.such.host.invalid:5555"

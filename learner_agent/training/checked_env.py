@@ -1,0 +1,131 @@
+"""Check what an environment returns before a command computes with it."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from gymwire.protocol.errors import EnvironmentFailed
+
+
+class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """An environment whose faults are raised as EnvironmentFailed, with its address and the method.
+
+    Args:
+        env: the environment.
+        address: its address, for the text of errors.
+        observations: also check that observations fit the observation space. Bounds of a Box are
+            not checked.
+    """
+
+    def __init__(
+        self, env: gymnasium.Env[Any, Any], address: str, *, observations: bool = True
+    ) -> None:
+        super().__init__(env)
+        self._address, self._checks_observations = address, observations
+        self._cached_spec = env.spec  # without this wrapper, which changes nothing
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset the environment. Raises EnvironmentFailed."""
+        with self._naming("reset"):
+            observation, info = self.env.reset(seed=seed, options=options)
+        self._check_observation(observation, "reset")
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Run a step. Raises EnvironmentFailed."""
+        with self._naming("step"):
+            observation, reward, terminated, truncated, info = self.env.step(action)
+        self._check_observation(observation, "step")
+        if not _is_number(reward):
+            raise self._fault(f"the reward {_short(reward)}, which is not a number", "step")
+        return (
+            observation,
+            reward,
+            self._flag(terminated, "terminated"),
+            self._flag(truncated, "truncated"),
+            info,
+        )
+
+    def render(self) -> Any:
+        """Render the environment. Raises EnvironmentFailed."""
+        with self._naming("render"):
+            return self.env.render()
+
+    @contextmanager
+    def _naming(self, method: str) -> Iterator[None]:
+        """Let an exception of the environment name its address and the method."""
+        try:
+            yield
+        except EnvironmentFailed as error:
+            said = f"The environment at {self._address!r} failed in {method}()"
+            error.args = (f"{said}: {error.args[0]}", *error.args[1:])
+            raise
+
+    def _check_observation(self, observation: Any, method: str) -> None:
+        if self._checks_observations and not _fits(observation, self.observation_space):
+            space = _short(self.observation_space)
+            what = f"the observation {_short(observation)}, which does not fit its space {space}"
+            raise self._fault(what, method)
+
+    def _flag(self, value: Any, name: str) -> bool:
+        try:
+            return bool(value)
+        except (TypeError, ValueError):  # such as an array of two
+            what = f"{_short(value)} as {name}, which is neither true nor false"
+            raise self._fault(what, "step") from None
+
+    def _fault(self, what: str, method: str) -> EnvironmentFailed:
+        return fault(self._address, what, method)
+
+
+def fault(address: str, what: str, method: str) -> EnvironmentFailed:
+    """Return the error for an environment that returned something wrong."""
+    return EnvironmentFailed(
+        f"The environment at {address!r} returned {what}. Correct its {method}()."
+    )
+
+
+def _is_number(reward: Any) -> bool:
+    if isinstance(reward, str | bytes):
+        return False
+    try:
+        float(reward)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _fits(value: Any, space: gymnasium.Space[Any]) -> bool:
+    """Return whether a value has the structure and shapes of a space."""
+    match space:
+        case spaces.Discrete():
+            return _is_number(value) and bool(space.start <= value < space.start + space.n)
+        case spaces.Box() | spaces.MultiDiscrete() | spaces.MultiBinary():
+            try:
+                return bool(np.shape(value) == space.shape)
+            except ValueError:  # lists of different lengths
+                return False
+        case spaces.Dict():
+            return isinstance(value, Mapping) and all(
+                key in value and _fits(value[key], part) for key, part in space.items()
+            )
+        case spaces.Tuple():
+            return (
+                isinstance(value, list | tuple)
+                and len(value) == len(space)
+                and all(map(_fits, value, space))
+            )
+    return True
+
+
+def _short(value: object) -> str:
+    return reprlib.repr(value)
