@@ -22,6 +22,7 @@ from hypothesis.extra import numpy as hnp
 from gymwire.protocol import values
 from gymwire.protocol.errors import DecodingError, EncodingError
 from gymwire.protocol.values import LARGE, MAX_DEPTH, Opaque, Tail
+from tests.hostile_values import crowding_numbers
 from tests.sameness import assert_same
 
 
@@ -321,6 +322,24 @@ def test_opaque_breaks_cycles_and_depth() -> None:
 def test_two_opaque_keys_that_look_alike_stay_two() -> None:
     copy, paths = values.opaque({Unrepresentable(): 1, Unrepresentable(): 2, int: 3})
     assert len(copy) == len(paths) == 3
+
+
+def test_many_opaque_keys_that_look_alike_take_linear_time(monkeypatch: Any) -> None:
+    hashed = []
+    find_hash = Opaque.__hash__
+    monkeypatch.setattr(Opaque, "__hash__", lambda self: hashed.append(1) or find_hash(self))
+    count = 500
+    copy, _ = values.opaque({Unrepresentable(): n for n in range(count)})
+    assert [*copy.values()] == [*range(count)]
+    assert len(hashed) < 10 * count
+    assert max(len(key.repr) for key in copy) < 100
+
+
+def test_keys_that_collide_only_after_their_conversion_are_refused() -> None:
+    level: Any = enum.Enum("level", {f"x{n}": n for n in crowding_numbers(300)})
+    copy, paths = values.opaque({"levels": dict.fromkeys(level)})
+    assert type(copy["levels"]) is Opaque
+    assert paths == ['info["levels"]']
 
 
 def test_check_passes_serializable_values() -> None:

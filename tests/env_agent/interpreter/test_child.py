@@ -348,6 +348,19 @@ def test_keys_that_are_marked_may_not_collide_either() -> None:
     assert child_values.decode(child.pack(usual)) == usual
 
 
+@pytest.mark.parametrize("count", [2, 256, 300])
+def test_keys_that_look_alike_take_linear_time(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+    equal = child_values._Equal.__eq__
+    monkeypatch.setattr(
+        child_values._Equal, "__eq__", lambda a, b: compared.append(1) or equal(a, b)
+    )
+    for value in ({Same(): n for n in range(count)}, {(Same(),): n for n in range(count)}):
+        found = _from_there(value)
+        assert_same(_as_info(found), _as_info(value))
+    assert len(compared) < 20 * count
+
+
 def named(*types: tuple[Any, Any]) -> bytes:
     return child.pack([(child.MARK, "named", *names, (0,), "m.x") for names in types])
 
