@@ -404,8 +404,10 @@ class Agent:
             loop = self._loops[index]
             requests = loop.current_requests
             for sid, seq, since in requests:
-                what = "an environment that closes, of" if seq == CLOSING else f"request {seq} of"
+                what = "closing the environment of" if seq == CLOSING else f"request {seq} of"
                 address = loop.host.address_of(sid)
+                if sid in loop.host.opening:
+                    what = "making the environment of"
                 at = f" at {address!r}" if address else ""
                 running.append(f"{what} session {session_text(sid)}{at}, for {now - since:.1f} s")
             if not requests and not loop.idle:
