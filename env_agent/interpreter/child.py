@@ -1017,8 +1017,8 @@ class Hosted:
             space, known = getattr(self.env, name, None), self._spaces[name]
             if space is not known and pack(read_space(space)) != pack(self._facts[name]):
                 raise RuntimeError(
-                    f"The {name} has changed since this session was opened. The environment must "
-                    f"set its spaces in the constructor."
+                    f"The {name} has changed to {space!r:.200}, but this session was opened with "
+                    f"{known!r:.200}. The environment must set its spaces in the constructor."
                 )
 
     def render(self) -> Any:
