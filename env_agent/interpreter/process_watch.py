@@ -22,6 +22,7 @@ MAX_LINE = 2_000  # characters of a line in the log
 MAX_LINES = 50  # of a stream that are looked at within one interval; the others are counted
 LINES_EVERY_S = 1.0
 MAX_READ = 1 << 16
+PROCESS_FILES = 5  # descriptors for each process: requests, answers, its end, and two outputs
 MAX_LAST_READS = 16  # after the end of a process; a pipe holds one such read, or 16 at most
 
 
