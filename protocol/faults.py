@@ -26,6 +26,7 @@ __all__ = ["ATOMS", "CONTAINERS", "MAX_DEPTH", "Fault", "Opaque", "find_faults",
 MAX_DEPTH: Final = 64
 """The maximum depth of nested containers."""
 _REPR_LENGTH = 200
+_MAX_PATH = 1_000  # characters of a path, to which keys are added
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +181,10 @@ def _as_opaque(value: object) -> Opaque:
 
 
 def _step_into(path: str, key: object) -> str:
-    return f'{path}["{key}"]' if type(key) is str else f"{path}[{_as_opaque(key).repr}]"
+    if len(path) > _MAX_PATH:  # each of many faults may have it
+        return path
+    shown = f'"{key[:_REPR_LENGTH]}"' if type(key) is str else _as_opaque(key).repr
+    return f"{path}[{shown}]"
 
 
 class _Replacer:

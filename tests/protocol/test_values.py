@@ -310,6 +310,16 @@ def test_the_repr_of_an_opaque_is_cut_and_serializable() -> None:
     assert_same(through(copy), copy)
 
 
+def test_the_paths_of_many_faults_are_short_whatever_the_keys() -> None:
+    value: Any = [{1}] * 3
+    for _ in range(30):
+        value = {"x" * 10_000: value}
+    _, paths = values.opaque(value)
+    assert len(paths) == 3
+    assert max(map(len, paths)) < 2_000
+    assert values.opaque({"a": {("b", 1): {2}}})[1] == ["info[\"a\"][('b', 1)]"]
+
+
 def test_opaque_breaks_cycles_and_depth() -> None:
     loop: list[Any] = []
     loop.append(loop)
