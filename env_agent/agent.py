@@ -6,6 +6,7 @@ import contextlib
 import errno
 import faulthandler
 import os
+import resource
 import secrets
 import signal
 import socket as hostsocket
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import NoReturn
 
 from gymnasium.error import DependencyNotInstalled
@@ -23,6 +25,8 @@ from gymwire.env_agent.crew import CLOSING, Relief
 from gymwire.env_agent.environments import Environments, Service
 from gymwire.env_agent.failure_reports import CodeRaised
 from gymwire.env_agent.forks import end_if_forked
+from gymwire.env_agent.interpreter.child_factory import ChildFactory
+from gymwire.env_agent.interpreter.process_watch import PROCESS_FILES
 from gymwire.env_agent.loop import ServingLoop
 from gymwire.env_agent.progress_reporter import ProgressReporter
 from gymwire.env_agent.registration import check_offer
@@ -39,6 +43,7 @@ from gymwire.protocol.process_slots import with_process_slots
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.dealer import Dealer, LivenessConnection
+from gymwire.protocol.transport.open_files import allow_more
 
 MAX_THREADS = 8
 CLOSE_S = 1.0  # for closing sessions that are between two requests when the grace is over
@@ -136,6 +141,7 @@ class Agent:
     def _run(self) -> None:
         first, *others = self._loops
         offers = self._describe(first.host.environments)
+        _warn_of_files(self._services)
         self._restore_signals()
         self._is_described = True
         connected = False
@@ -408,6 +414,8 @@ class Agent:
             for sid, seq, since in requests:
                 what = "closing the environment of" if seq == CLOSING else f"request {seq} of"
                 address = loop.host.address_of(sid)
+                if sid in loop.host.opening:
+                    what = "making the environment of"
                 at = f" at {address!r}" if address else ""
                 running.append(f"{what} session {session_text(sid)}{at}, for {now - since:.1f} s")
             if not requests and not loop.idle:
@@ -428,6 +436,23 @@ class Agent:
         self._restore_signals = signals.watch(self.on_signal)
 
 
+def _warn_of_files(services: Sequence[Service]) -> None:
+    """Log a warning if there are fewer descriptors than the processes of all slots need."""
+    slots = sum(one.max_sessions for one in services if isinstance(one.factory, ChildFactory))
+    allow_more()
+    used = len([*Path("/proc/self/fd").iterdir()])
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = used + slots * PROCESS_FILES
+    if slots and needed > limit != resource.RLIM_INFINITY:
+        logs.logger().warning(
+            "too few open files",
+            limit=limit,
+            needed=needed,
+            why=f"each session with --python takes {PROCESS_FILES}, and there are {slots} slots",
+            advice="raise the limit on open files (ulimit -n), or lower --max-sessions",
+        )
+
+
 def _is_descriptors(error: BaseException) -> bool:
     """Return whether the error is that no more files or sockets can be opened."""
     return getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE)
@@ -438,7 +463,8 @@ def _explained(error: BaseException) -> GymwireError:
     if _is_descriptors(error):
         return ConfigurationError(
             f"This env agent cannot open enough files and sockets: {error}. Raise the limit on "
-            f"open files (ulimit -n), or use fewer --threads."
+            f"open files (ulimit -n), or use fewer threads (such as --threads 1) or slots "
+            f"(--max-sessions)."
         )
     return GymwireError(
         f"A serving thread ended, a bug in gymwire: {failure_reports.summary(error)}. "

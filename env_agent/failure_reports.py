@@ -12,6 +12,7 @@ from gymnasium.vector import SyncVectorEnv
 
 from gymwire.env_agent.elsewhere import EnvironmentGone
 from gymwire.env_agent.interpreter.child_errors import RaisedInChild
+from gymwire.env_agent.space_watch import ChangedSpaceError
 from gymwire.protocol.errors import ConfigurationError, EncodingError
 from gymwire.protocol.messages import Code, Error
 from gymwire.protocol.outside_exceptions import is_from_signal_handler
@@ -103,10 +104,11 @@ def open_failed(address: str, error: BaseException) -> Error:
 
 def reply_not_encodable(address: str, error: EncodingError) -> Error:
     """Report that a request was executed, but that its result cannot be serialized."""
+    is_changed = isinstance(error, ChangedSpaceError)
+    what = "has changed a space" if is_changed else "returned a value that cannot be serialized"
     return Error(
         Code.ENCODING,
-        f"The environment at {address!r} returned a value that cannot be serialized: "
-        f"{text_of(error)} The request has been executed.",
+        f"The environment at {address!r} {what}: {text_of(error)} The request has been executed.",
     )
 
 

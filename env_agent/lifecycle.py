@@ -49,14 +49,13 @@ class Lifecycle:
         self._count_failure = count_failure
         self._clock = clock
         self._log = logs.logger()
-        self._opening: dict[int, str] = {}  # sid → address
-        self._given_up: set[int] = set()  # those of them that have ended meanwhile
+        self._given_up: set[int] = set()  # sessions that have ended while they open
         self._refusing: set[str] = set()  # addresses without room for a session, as the log says
 
     @property
     def idle(self) -> bool:
         """Whether no session is open, opening or closing. May be read from any thread."""
-        return not (self._host.slots or self._opening or self._host.ending)
+        return not (self._host.slots or self._host.opening or self._host.ending)
 
     @property
     def ending(self) -> list[Slot]:
@@ -66,7 +65,7 @@ class Lifecycle:
     def open(self, me: Executor, header: Header, request: Open) -> None:
         """Open a session; its first request follows the reply."""
         sid = header.sid
-        if sid in self._opening or sid in self._host.ending:
+        if sid in self._host.opening or sid in self._host.ending:
             return  # a repetition, whose reply will come, or came before the session ended
         # At once: after a long request, the session may have ended.
         if again := self._host.repeat_opened(sid, header.seq):
@@ -87,7 +86,7 @@ class Lifecycle:
         if direct is not None:
             direct.expect(sid, request.learner)
         offer = None if direct is None else direct.offer
-        self._opening[sid] = request.address
+        self._host.opening[sid] = request.address
         job = partial(self._make, executor, header, request, offer)
         self._crew.execute(me, executor, job, alone=alone)
 
@@ -119,7 +118,7 @@ class Lifecycle:
         me: Executor,
     ) -> None:
         sid = header.sid
-        del self._opening[sid]
+        del self._host.opening[sid]
         if has_ended := sid in self._given_up:
             self._given_up.remove(sid)
             self._host.unfinished.remove(request.address)
@@ -202,14 +201,14 @@ class Lifecycle:
         slot = self._host.slots.get(sid)
         if slot is not None:
             self.end(me, slot, _own_loss(slot) or loss)  # the learner may have left because of it
-        elif sid in self._opening:
+        elif sid in self._host.opening:
             self._give_up(sid)
 
     def _give_up(self, sid: int) -> None:
         """Note that a session has ended while its environment is made."""
         if sid not in self._given_up:
             self._given_up.add(sid)
-            self._host.unfinished.add(self._opening[sid])
+            self._host.unfinished.add(self._host.opening[sid])
 
     @property
     def may_lose_sessions(self) -> bool:
@@ -234,7 +233,7 @@ class Lifecycle:
 
     def end_all(self, me: Executor) -> None:
         """Close all environments, those of other threads first, as long as `me` is the reader."""
-        for sid in self._opening:
+        for sid in self._host.opening:
             self._give_up(sid)
         for slot in sorted(self._host.slots.values(), key=lambda slot: slot.executor is me):
             if self._crew.reader is me:

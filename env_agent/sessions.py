@@ -114,6 +114,7 @@ class SessionHost:
         requests: executes the requests of the sessions.
         slots: the open sessions by sid.
         by_key: the open sessions by the eight bytes of the sid in a frame.
+        opening: the addresses of sessions whose environment is being made, by sid.
         ending: the ended sessions whose environment is not closed yet, by sid.
         unfinished: counts the environments of ended sessions.
     """
@@ -130,6 +131,7 @@ class SessionHost:
         self.requests = RequestHandler(after_call)
         self.slots: dict[int, Slot] = {}
         self.by_key: dict[bytes, Slot] = {}
+        self.opening: dict[int, str] = {}
         self.ending: dict[int, Slot] = {}
         self.unfinished = Unfinished() if unfinished is None else unfinished
         self._key = key
@@ -212,9 +214,9 @@ class SessionHost:
         return [[one.sid, one.nonce, one.address, one.learner] for one in sessions]
 
     def address_of(self, sid: int) -> str:
-        """Return the address of a session that is open or closing, else "". For any thread."""
+        """Return the address of a session that opens, is open or closes, else "". Thread-safe."""
         slot = self.slots.get(sid) or self.ending.get(sid)
-        return "" if slot is None else slot.session.address
+        return self.opening.get(sid, "") if slot is None else slot.session.address
 
     def add(self, slot: Slot) -> None:
         """Add the slot of a session that is open."""

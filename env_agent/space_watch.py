@@ -16,6 +16,10 @@ from gymwire.protocol.errors import EncodingError, GymwireError
 from gymwire.protocol.space_codecs import NOT_COMPACT, SpaceCodec
 
 
+class ChangedSpaceError(EncodingError):
+    """The environment has changed a space, so its values cannot be serialized as agreed."""
+
+
 class SpaceWatch:
     """Compares the spaces of an environment with what they were when this object was made.
 
@@ -63,7 +67,7 @@ class SpaceWatch:
     def guard(self, codec: SpaceCodec) -> SpaceCodec:
         """Return the codec of the observations, which checks the spaces if a value does not fit.
 
-        Its `encode` raises EncodingError then, after a change.
+        Its `encode` raises ChangedSpaceError then, after a change.
         """
         inner = codec.encode
 
@@ -73,7 +77,7 @@ class SpaceWatch:
                 try:
                     self.check()
                 except RuntimeError as error:
-                    raise EncodingError(str(error), path="observation_space") from None
+                    raise ChangedSpaceError(str(error), path="observation_space") from None
             return form
 
         return replace(codec, encode=encode)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -26,6 +26,7 @@ __all__ = ["ATOMS", "CONTAINERS", "MAX_DEPTH", "Fault", "Opaque", "find_faults",
 MAX_DEPTH: Final = 64
 """The maximum depth of nested containers."""
 _REPR_LENGTH = 200
+_MAX_PATH = 1_000  # characters of a path, to which keys are added
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +181,10 @@ def _as_opaque(value: object) -> Opaque:
 
 
 def _step_into(path: str, key: object) -> str:
-    return f'{path}["{key}"]' if type(key) is str else f"{path}[{_as_opaque(key).repr}]"
+    if len(path) > _MAX_PATH:  # each of many faults may have it
+        return path
+    shown = f'"{key[:_REPR_LENGTH]}"' if type(key) is str else _as_opaque(key).repr
+    return f"{path}[{shown}]"
 
 
 class _Replacer:
@@ -253,27 +257,43 @@ class _Replacer:
         mapping: dict[Any, Any] = OrderedDict() if kind is OrderedDict else {}
         places = [_step_into(path, key) for key in value]
         keys = self._walk_keys(value, places)
+        if keys is None:
+            return self._opaque(value, path, f"has {CROWDED}")
         for key, item, place in zip(keys, value.values(), places, strict=True):
             mapping[key] = self.walk(item, place)
         return mapping
 
-    def _walk_keys(self, value: Mapping[Any, Any], places: list[str]) -> list[Any]:
-        """Return the copies of the keys, which remain different from each other."""
+    def _walk_keys(self, value: Mapping[Any, Any], places: list[str]) -> list[Any] | None:
+        """Return the copies of the keys, which remain different from each other.
+
+        None: they are crowded, which the keys themselves are not.
+        """
         keys = list(value)
         copies = [
             self._walk_key(key, f"the key {place}") for key, place in zip(keys, places, strict=True)
         ]
+        others = sum(copy is not key for key, copy in zip(keys, copies, strict=True))
+        hashes = [hash(copy) for copy in copies if type(copy) is not Opaque]  # those are secret
+        if others > MAX_OTHER_KEYS and is_crowded(hashes):
+            return None
         taken = {copy for key, copy in zip(keys, copies, strict=True) if copy is key}
+        known: Counter[Opaque] = Counter()
         for index, (key, copy) in enumerate(zip(keys, copies, strict=True)):
             if copy is not key:
-                copies[index] = _other_than(taken, copy, key)
+                copies[index] = _other_than(taken, known, copy, key)
                 taken.add(copies[index])
         return copies
 
 
-def _other_than(taken: set[Any], copy: Any, key: Any) -> Any:
-    """Return `copy`, or if that is taken, an `Opaque` that shows the key."""
-    while copy in taken:
-        is_shown = type(copy) is Opaque
-        copy = Opaque(copy.type, f"{copy.repr}'") if is_shown else _as_opaque(key)
-    return copy
+def _other_than(taken: set[Any], known: Counter[Opaque], copy: Any, key: Any) -> Any:
+    """Return `copy`, or if that is taken, an `Opaque` that shows the key, perhaps with a number.
+
+    `known`: the last number of each.
+    """
+    if copy not in taken:
+        return copy
+    found = shown = copy if type(copy) is Opaque else _as_opaque(key)
+    while found in taken:
+        known[shown] += 1
+        found = Opaque(shown.type, f"{shown.repr} ({known[shown] + 1})")
+    return found

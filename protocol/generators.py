@@ -20,6 +20,8 @@ _BIT_GENERATORS = {
     )
 }
 
+_TOP_BIT = 1 << 31
+
 
 def describe(generator: np.random.Generator) -> dict[str, Any]:
     """Return the state of a generator, as `bit_generator.state` has it.
@@ -57,8 +59,23 @@ def build(state: Any) -> np.random.Generator:
         if not 0 <= state["state"].get("pos", 0) <= 624 or not 0 <= state.get("buffer_pos", 0) <= 4:
             raise ValueError("a position outside its buffer")
         bits.state = state
+        _check_period(bits)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         if is_from_outside(error):
             raise
         raise DecodingError(f"Not the state of a random generator: {error!r}.") from None
     return np.random.Generator(bits)
+
+
+def _check_period(bits: Any) -> None:
+    """Raise ValueError for a state after which few different numbers follow, such as only zeros.
+
+    NumPy draws again until a number is in the range, which would never end. No state of Philox or
+    SFC64 is like this: they count.
+    """
+    kind, state = type(bits), bits.state["state"]
+    if kind in (np.random.PCG64, np.random.PCG64DXSM) and state["inc"] % 2 == 0:
+        raise ValueError("inc is even")
+    # MT19937 does not use the other bits of the first word.
+    if kind is np.random.MT19937 and state["key"][0] < _TOP_BIT and not state["key"][1:].any():
+        raise ValueError("the key is zero")

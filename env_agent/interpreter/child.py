@@ -44,8 +44,7 @@ MARK = b"gymwire:marked"
 MAX_DEPTH = 64
 MAX_TEXT = 20_000  # characters of a traceback
 PARENT_CHECK_S = 1.0
-MIN_READ = 1 << 16  # bytes
-MAX_READ = 1 << 24
+MAX_READ = 1 << 16  # bytes: all that a pipe holds
 
 np: Any = None  # numpy, once an environment was loaded, if this interpreter has it
 REWARDS: dict[type, int] = {float: 0}  # types of compact rewards → their numbers
@@ -1020,8 +1019,8 @@ class Hosted:
             space, known = getattr(self.env, name, None), self._spaces[name]
             if space is not known and pack(read_space(space)) != pack(self._facts[name]):
                 raise RuntimeError(
-                    f"The {name} has changed since this session was opened. The environment must "
-                    f"set its spaces in the constructor."
+                    f"The {name} has changed to {space!r:.200}, but this session was opened with "
+                    f"{known!r:.200}. The environment must set its spaces in the constructor."
                 )
 
     def render(self) -> Any:
@@ -1172,24 +1171,25 @@ class Channel:
     def __init__(self, requests: int, answers: int) -> None:
         self._requests = requests
         self._written_to = answers
-        self._arrived = b""
+        self._arrived = bytearray()
         self._answers: list[bytes] = []
 
     def read(self) -> tuple[int, int, int, bytes] | None:
         """Return kind, number, index and body of the next request; None: the env agent is gone."""
+        data = self._arrived
         while True:
-            data = self._arrived
             if len(data) >= HEADER.size:
                 length, kind, number, index = HEADER.unpack_from(data)
                 end = HEADER.size + length
                 if len(data) >= end:
-                    self._arrived = data[end:]
-                    return kind, number, index, data[HEADER.size : end]
+                    body = bytes(data[HEADER.size : end])
+                    del data[:end]
+                    return kind, number, index, body
             self.flush()
-            more = os.read(self._requests, max(MIN_READ, min(MAX_READ, len(data))))
+            more = os.read(self._requests, MAX_READ)
             if not more:
                 return None
-            self._arrived = data + more
+            data += more
 
     def answer(self, kind: int, number: int, index: int, body: bytes) -> None:
         """Answer a request."""

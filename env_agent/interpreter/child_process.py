@@ -284,8 +284,7 @@ class ChildProcess:
 
     def _on_end(self, process: subprocess.Popen[bytes]) -> None:
         """Reap the process; called in the thread of the watch."""
-        if not self._is_closing:
-            kill_group(process.pid)  # what the environment started
+        kill_group(process.pid)  # what the environment started
         status = process.wait()
         if not self._is_closing:
             self.lost = self.lost or f"its process {describe_status(status)}"

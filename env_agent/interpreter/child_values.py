@@ -18,7 +18,7 @@ converts and reports what is in an info, or refuses it. `_FORMS` has the forms.
 
 from __future__ import annotations
 
-from collections import OrderedDict, UserDict
+from collections import Counter, OrderedDict, UserDict
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import islice
@@ -100,6 +100,10 @@ class _Restorer:
 
     def pairs(self, keys: Any, items: Any, is_ordered: Any) -> Any:
         found = [self._key(key) for key in keys]
+        known: Counter[Any] = Counter()
+        for key in found:
+            if isinstance(key, _Equal):
+                key.number_in(known)
         pairs = zip(found, map(self.restore, items), strict=True)
         made: dict[Any, Any] = OrderedDict() if is_ordered else {}
         others = [key for key in found if type(key) not in (str, bytes)]
@@ -108,7 +112,9 @@ class _Restorer:
             shown = ", ".join(f"{key!r}: {item!r}" for key, item in islice(pairs, _REPR_LENGTH))
             return _shown_as(type(made), f"{{{shown[:_REPR_LENGTH]}}}")
         for key, item in pairs:
-            made[_other_than(made, key)] = item
+            if key in made:
+                key = _shown_as(type(key), repr(key)).number_in(known)  # noqa: PLW2901
+            made[key] = item
         return made
 
     def _key(self, key: Any) -> Any:
@@ -205,7 +211,14 @@ class _Equal(_Labelled):
         return (self.texts, self.number) == (other.texts, other.number)
 
     def __hash__(self) -> int:
-        return hash(self.texts)
+        return hash((self.texts, self.number))
+
+    def number_in(self, known: Counter[Any]) -> _Equal:
+        """Become different from those that are counted in `known`, and return itself."""
+        label = type(self), self.texts
+        self.number = known[label]
+        known[label] += 1
+        return self
 
 
 class _Shown(_Equal):
@@ -225,16 +238,6 @@ def _size_of_key(key: Any) -> int:
 
 def _shown_as(kind: type, text: str) -> _Shown:
     shown: _Shown = _type(f"{kind.__module__}.{kind.__qualname__}"[:MAX_NAME], _Shown)(text)
-    return shown
-
-
-def _other_than(known: Any, key: Any) -> Any:
-    """Return a key, or if it is known, another one that shows it."""
-    if key not in known:
-        return key
-    shown = _shown_as(type(key), repr(key))
-    while shown in known:
-        shown.number += 1
     return shown
 
 

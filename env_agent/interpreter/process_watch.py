@@ -22,6 +22,8 @@ MAX_LINE = 2_000  # characters of a line in the log
 MAX_LINES = 50  # of a stream that are looked at within one interval; the others are counted
 LINES_EVERY_S = 1.0
 MAX_READ = 1 << 16
+PROCESS_FILES = 5  # descriptors for each process: requests, answers, its end, and two outputs
+MAX_LAST_READS = 16  # after the end of a process; a pipe holds one such read, or 16 at most
 
 
 Started = tuple[subprocess.Popen[bytes], int, int]
@@ -139,6 +141,8 @@ class ProcessWatch:
     def _run(self) -> None:
         while True:
             for key, _ in self._selector.select():
+                if self._selector.get_map().get(key.fd) is not key:
+                    continue  # an event before this one has closed it
                 try:
                     key.data()
                 except Exception as error:  # noqa: BLE001 - a bug must not end it
@@ -181,7 +185,8 @@ class ProcessWatch:
             os.set_blocking(ours_out, False)
             ends = os.pidfd_open(process.pid)
             undo.callback(os.close, ends)
-            ended = partial(self._ended, ends, partial(on_end, process))
+            outputs: list[tuple[IO[bytes], Output]] = []
+            ended = partial(self._ended, ends, partial(on_end, process), outputs)
             self._selector.register(ends, selectors.EVENT_READ, ended)
             undo.callback(self._selector.unregister, ends)
             for stream, level in ((process.stdout, "info"), (process.stderr, "warning")):
@@ -194,6 +199,7 @@ class ProcessWatch:
                 read = partial(self._read, stream, output)
                 self._selector.register(stream, selectors.EVENT_READ, read)
                 undo.callback(self._selector.unregister, stream)
+                outputs.append((stream, output))
             undo.pop_all()
         return process, ours_in, ours_out
 
@@ -205,15 +211,30 @@ class ProcessWatch:
             return
         except OSError:
             pass  # as at its end
+        self._feed(stream, output, data)
+
+    def _feed(self, stream: IO[bytes], output: Output, data: bytes) -> None:
         output.feed(data)
         if not data:
             self._selector.unregister(stream)
             stream.close()
 
-    def _ended(self, ends: int, on_end: Callable[[], None]) -> None:
+    def _ended(
+        self, ends: int, on_end: Callable[[], None], outputs: list[tuple[IO[bytes], Output]]
+    ) -> None:
+        """Log what a process has printed that has ended, and close its pipes.
+
+        What the process has started may hold their other ends for as long as it likes.
+        """
         self._selector.unregister(ends)
         os.close(ends)
         on_end()
+        for stream, output in outputs:
+            for _ in range(MAX_LAST_READS):
+                if not stream.closed:
+                    self._read(stream, output)
+            if not stream.closed:
+                self._feed(stream, output, b"")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

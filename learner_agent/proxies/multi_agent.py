@@ -80,9 +80,25 @@ class _RemoteAgents:
         self.observation_spaces = _spaces_of(env.observation_space, "observation space")
         self.action_spaces = _spaces_of(env.action_space, "action space")
         self.possible_agents = [*self.observation_spaces]
+        self._known = frozenset(self.possible_agents)
         self.agents: list[str] = []
         self.metadata = env.metadata
         self.render_mode = env.render_mode
+
+    def _check(self, agents: Any, *by_agent: Any) -> None:
+        """Raise ProtocolError unless the agents are known and the other values are dicts."""
+        try:
+            is_right = isinstance(agents, list) and self._known.issuperset(agents)
+        except TypeError:  # one cannot be hashed
+            is_right = False
+        for value in by_agent:
+            is_right = is_right and isinstance(value, dict)
+        if not is_right:
+            raise ProtocolError(
+                f"The env agent at {self._env._options.address!r} sent a malformed percept: its "  # noqa: SLF001 - of a class of this module
+                f"agents are unknown, or its values are not dicts by agent. Upgrade it, or report "
+                f"this to its operator."
+            )
 
     def observation_space(self, agent: str) -> Space[Any]:
         """Return the observation space of an agent, always the same object."""
@@ -161,18 +177,20 @@ class ProxyParallelEnv(_RemoteAgents, ParallelEnv[str, Any, Any]):  # type: igno
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Start an episode; return the observations and the infos by agent."""
         observations, info = self._env.reset(seed=seed, options=options)
-        return observations, self._update(info)
+        return observations, self._update(info, observations)
 
     def step(
         self, actions: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, float], dict[str, bool], dict[str, bool], dict[str, Any]]:
         """Let all agents act, in one message; return the five values by agent."""
-        observations, rewards, terminated, truncated, info = self._env.step(actions)
-        return observations, rewards, terminated, truncated, self._update(info)
+        *values, info = self._env.step(actions)
+        return (*values, self._update(info, *values))
 
-    def _update(self, info: dict[str, Any]) -> dict[str, Any]:
-        self.agents = info["agents"]
-        return info["infos"]  # type: ignore[no-any-return]
+    def _update(self, info: dict[str, Any], *by_agent: Any) -> dict[str, Any]:
+        agents, infos = info.get("agents"), info.get("infos")
+        self._check(agents, infos, *by_agent)
+        self.agents = agents  # type: ignore[assignment]
+        return infos  # type: ignore[return-value]
 
 
 class ProxyAECEnv(_RemoteAgents, AECEnv[str, Any, Any]):  # type: ignore[misc]
@@ -199,7 +217,8 @@ class ProxyAECEnv(_RemoteAgents, AECEnv[str, Any, Any]):  # type: ignore[misc]
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> None:
         """Start an episode."""
         observation, info = self._env.reset(seed=seed, options=options)
-        self._update(observation, info["rewards"], info["terminations"], info["truncations"], info)
+        get = info.get
+        self._update(observation, get("rewards"), get("terminations"), get("truncations"), info)
 
     def step(self, action: Any) -> None:
         """Let the selected agent act; None if it is terminated or truncated."""
@@ -208,14 +227,19 @@ class ProxyAECEnv(_RemoteAgents, AECEnv[str, Any, Any]):  # type: ignore[misc]
     def _update(
         self, observation: Any, rewards: Any, terminations: Any, truncations: Any, info: Any
     ) -> None:
+        agents, selected = info.get("agents"), info.get("selected")
+        infos, cumulative = info.get("infos"), info.get("cumulative")
+        self._check(agents, rewards, terminations, truncations, infos, cumulative)
+        if agents:
+            self._check([selected])
         self._observation = observation
         self.rewards = rewards
         self.terminations = terminations
         self.truncations = truncations
-        self.infos = info["infos"]
-        self._cumulative_rewards = info["cumulative"]
-        self.agents = info["agents"]
-        self.agent_selection = info["selected"]
+        self.infos = infos
+        self._cumulative_rewards = cumulative
+        self.agents = agents
+        self.agent_selection = selected
 
     def observe(self, agent: str) -> Any:
         """Return the observation of an agent."""

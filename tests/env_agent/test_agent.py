@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import queue
+import sys
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import structlog.testing
 from gymnasium.error import DependencyNotInstalled
 
 from gymwire.env_agent import agent
@@ -16,6 +19,7 @@ from gymwire.env_agent.config import service
 from gymwire.env_agent.crew import Crew
 from gymwire.env_agent.environments import Service
 from gymwire.env_agent.factory import Factory
+from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.env_agent.sessions import SessionHost
 from gymwire.protocol import logs
 from gymwire.protocol.errors import ConfigurationError
@@ -107,6 +111,20 @@ def test_too_few_descriptors_end_the_agent_with_one_error(
     monkeypatch.setattr(ServingLoop.made[failing], "connect", connect)
     with pytest.raises(ConfigurationError, match="ulimit -n"):
         made.run()
+
+
+@pytest.mark.parametrize(("slots", "is_warned"), [(4, False), (40, True)])
+def test_slots_without_descriptors_for_their_processes_are_named(
+    slots: int, is_warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factory = ChildFactory("a", "tests.plain_envs:Plain", sys.executable, {})
+    used = len([*Path("/proc/self/fd").iterdir()])
+    monkeypatch.setattr("resource.getrlimit", lambda which: (used + 60, used + 60))
+    other = service(address="b", env="CartPole-v1", max_sessions=4000)
+    with structlog.testing.capture_logs() as logged:
+        agent._warn_of_files([Service("a", factory, slots), other])
+    rows = [(row["event"], row["limit"]) for row in logged]
+    assert rows == ([("too few open files", used + 60)] if is_warned else [])
 
 
 def test_all_loops_count_the_environments_of_ended_sessions_together() -> None:

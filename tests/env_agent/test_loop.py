@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any, cast
 
 import gymnasium
@@ -11,6 +13,7 @@ import pytest
 import structlog.testing
 from gymnasium.spaces import Discrete
 
+from gymwire.env_agent.agent import Agent
 from gymwire.env_agent.bad_frames import WARN_EVERY_S
 from gymwire.env_agent.environments import Service
 from gymwire.env_agent.factory import Factory
@@ -202,6 +205,27 @@ def test_a_request_is_listed_while_it_is_executed(
         numbers = [[(sid, seq) for sid, seq, _ in requests] for requests in seen]
         assert numbers == [[(session.sid, 1)], [(session.sid, 2)]]
         assert loop.current_requests == []
+
+
+def test_an_environment_that_is_being_made_is_described_as_such(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Network() as network:
+        loop = network.env_agent(SERVICE)
+        agent: Any = SimpleNamespace(_running={0}, _loops=[loop])
+        found: list[str] = []
+        make = loop.host.make
+
+        def make_and_describe(*args: Any, **kwargs: Any) -> Any:
+            found.extend(Agent._describe_running(agent))
+            return make(*args, **kwargs)
+
+        monkeypatch.setattr(loop.host, "make", make_and_describe)
+        network.connection().open("failing")
+        assert len(found) == 1
+        assert re.fullmatch(
+            r"making the environment of session [0-9a-f]{16} at 'failing', for [0-9.]+ s", found[0]
+        )
 
 
 @pytest.mark.parametrize("place", ["step", "handle"])

@@ -40,3 +40,43 @@ def test_a_generator_continues_from_its_state(kind: str) -> None:
 def test_a_malformed_state_is_refused(state: Any) -> None:
     with pytest.raises(DecodingError, match="random generator"):
         generators.build(state)
+
+
+def key_of(*words: int) -> Any:
+    return np.array(words + (0,) * (624 - len(words)), np.uint32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "state", "problem"),
+    [
+        ("PCG64", {"state": 0, "inc": 0}, "even"),
+        ("PCG64", {"state": 1 << 127, "inc": 2}, "even"),
+        ("PCG64DXSM", {"state": 0, "inc": 0}, "even"),
+        ("PCG64DXSM", {"state": 1, "inc": 1 << 100}, "even"),
+        ("MT19937", {"key": key_of(), "pos": 0}, "zero"),
+        ("MT19937", {"key": key_of(2**31 - 1), "pos": 624}, "zero"),  # the other bits are unused
+        ("MT19937", {"key": key_of(7), "pos": 0}, "zero"),
+    ],
+)
+def test_a_state_after_which_no_number_is_random_is_refused(
+    kind: str, state: dict[str, Any], problem: str
+) -> None:
+    """NumPy draws again until a number is in the range, which would never end."""
+    whole = getattr(np.random, kind)(1).state | {"state": state}
+    with pytest.raises(DecodingError, match=f"random generator.*{problem}"):
+        generators.build(whole)
+
+
+@pytest.mark.parametrize(
+    ("kind", "state"),
+    [
+        ("MT19937", {"key": key_of(1 << 31), "pos": 624}),
+        ("MT19937", {"key": key_of(0, 1), "pos": 624}),
+        ("SFC64", {"state": np.zeros(4, np.uint64)}),
+        ("Philox", {"counter": np.zeros(4, np.uint64), "key": np.zeros(2, np.uint64)}),
+    ],
+)
+def test_every_other_state_is_used(kind: str, state: dict[str, Any]) -> None:
+    whole = getattr(np.random, kind)(1).state | {"state": state}
+    found = generators.build(whole).bit_generator
+    assert len(set(found.random_raw(10_000).tolist())) > 10

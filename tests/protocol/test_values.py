@@ -22,6 +22,7 @@ from hypothesis.extra import numpy as hnp
 from gymwire.protocol import values
 from gymwire.protocol.errors import DecodingError, EncodingError
 from gymwire.protocol.values import LARGE, MAX_DEPTH, Opaque, Tail
+from tests.hostile_values import crowding_numbers
 from tests.sameness import assert_same
 
 
@@ -309,6 +310,16 @@ def test_the_repr_of_an_opaque_is_cut_and_serializable() -> None:
     assert_same(through(copy), copy)
 
 
+def test_the_paths_of_many_faults_are_short_whatever_the_keys() -> None:
+    value: Any = [{1}] * 3
+    for _ in range(30):
+        value = {"x" * 10_000: value}
+    _, paths = values.opaque(value)
+    assert len(paths) == 3
+    assert max(map(len, paths)) < 2_000
+    assert values.opaque({"a": {("b", 1): {2}}})[1] == ["info[\"a\"][('b', 1)]"]
+
+
 def test_opaque_breaks_cycles_and_depth() -> None:
     loop: list[Any] = []
     loop.append(loop)
@@ -321,6 +332,30 @@ def test_opaque_breaks_cycles_and_depth() -> None:
 def test_two_opaque_keys_that_look_alike_stay_two() -> None:
     copy, paths = values.opaque({Unrepresentable(): 1, Unrepresentable(): 2, int: 3})
     assert len(copy) == len(paths) == 3
+
+
+def test_many_opaque_keys_that_look_alike_take_linear_time(monkeypatch: Any) -> None:
+    hashed: Counter[str] = Counter()
+    find_hash = Opaque.__hash__
+
+    def count_and_hash(one: Opaque) -> int:
+        hashed["all"] += 1
+        return find_hash(one)
+
+    monkeypatch.setattr(Opaque, "__hash__", count_and_hash)
+    count = 500
+    copy, _ = values.opaque({Unrepresentable(): n for n in range(count)})
+    assert [*copy.values()] == [*range(count)]
+    assert hashed.total() < 10 * count
+    assert max(len(key.repr) for key in copy) < 100
+
+
+def test_keys_that_collide_only_after_their_conversion_are_refused() -> None:
+    make_enum: Any = enum.Enum
+    level = make_enum("level", {f"x{n}": n for n in crowding_numbers(300)})
+    copy, paths = values.opaque({"levels": dict.fromkeys(level)})
+    assert type(copy["levels"]) is Opaque
+    assert paths == ['info["levels"]']
 
 
 def test_check_passes_serializable_values() -> None:

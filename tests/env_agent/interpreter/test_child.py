@@ -348,6 +348,22 @@ def test_keys_that_are_marked_may_not_collide_either() -> None:
     assert child_values.decode(child.pack(usual)) == usual
 
 
+@pytest.mark.parametrize("count", [2, 256, 300])
+def test_keys_that_look_alike_take_linear_time(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: Counter[str] = Counter()
+    is_equal = child_values._Equal.__eq__
+
+    def count_and_compare(one: child_values._Equal, other: object) -> bool:
+        compared["all"] += 1
+        return is_equal(one, other)
+
+    monkeypatch.setattr(child_values._Equal, "__eq__", count_and_compare)
+    for value in ({Same(): n for n in range(count)}, {(Same(),): n for n in range(count)}):
+        found = _from_there(value)
+        assert_same(_as_info(found), _as_info(value))
+    assert compared.total() < 20 * count
+
+
 def named(*types: tuple[Any, Any]) -> bytes:
     return child.pack([(child.MARK, "named", *names, (0,), "m.x") for names in types])
 
@@ -456,3 +472,22 @@ def test_a_wrapper_is_not_asked_whether_its_environment_is_one_of_dm_env() -> No
     kind, _ = child.Child().execute(child.VALUE, 0, child.pack(list(made)))
     assert kind == child.VALUE
     assert "observation_spec" not in Asked.names
+
+
+def test_a_large_request_is_read_without_copying_all_that_has_arrived_with_each_piece(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copied = []
+
+    class Piece(bytes):
+        def __radd__(self, other: Any) -> Any:
+            if type(other) is bytes:
+                copied.append(len(other))
+            return NotImplemented
+
+    body = bytes(1 << 12)
+    data = child.HEADER.pack(len(body), child.CALL, 7, 3) + body + b"next"
+    pieces = iter([Piece(data[at : at + 64]) for at in range(0, len(data), 64)])
+    monkeypatch.setattr("os.read", lambda fd, size: next(pieces))
+    assert child.Channel(-1, -1).read() == (child.CALL, 7, 3, body)
+    assert sum(copied) < 2 * len(data)

@@ -269,6 +269,51 @@ def test_what_the_environment_started_ends_with_a_process_that_crashed() -> None
             pytest.fail("it still runs")
 
 
+LEAVING = """
+import subprocess
+class Leaving:
+    observation_space = action_space = type("Space", (), {"n": 3})()
+    def reset(self, seed=None, options=None):
+        command = ["/bin/sleep", "600"]
+        started = [subprocess.Popen(command, start_new_session=new) for new in (False, True)]
+        print("started", flush=True)
+        return 0, {"pids": [one.pid for one in started]}
+    def step(self, action):
+        return 0, 0.0, False, False, {}
+"""
+
+
+def descriptors() -> int:
+    return len([*Path("/proc/self/fd").iterdir()])
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_what_the_environment_started_ends_with_its_process_or_holds_nothing_open(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "leaving.py").write_text(LEAVING)
+    factory = ChildFactory("a", f"{tmp_path}/leaving.py:Leaving", sys.executable, {})
+    factory.make_first().close()  # afterwards the thread that watches has all that it needs
+    before = descriptors()
+    env = factory.make_first()
+    ends, stays = env.reset(seed=1)[1]["pids"]
+    env.close()
+    try:
+        wait_until(lambda: not Path(f"/proc/{ends}/fd/0").exists())
+        wait_until(lambda: descriptors() <= before)
+        assert Path(f"/proc/{stays}/fd/0").exists()
+    finally:
+        for pid in (ends, stays):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
 BUSY = """
 class Busy:
     observation_space = action_space = type("Space", (), {"n": 3})()

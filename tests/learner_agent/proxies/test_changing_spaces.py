@@ -206,7 +206,8 @@ def test_an_observation_of_another_space_fails_the_step(
             if signed:  # sessions that are signed do not use the fast path
                 [slot] = network.loops[-1].host.slots.values()
                 slot.steps = None
-            with pytest.raises(EnvironmentFailed, match=CHANGED):
+            text = f"The environment at 'acting' has changed a space: {CHANGED}"
+            with pytest.raises(EnvironmentFailed, match=text):
                 env.step(1)
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 
 from gymwire import ProxyAECEnv, ProxyEnv, ProxyParallelEnv, ProxyVectorEnv
-from gymwire.errors import AttributeDenied, EnvironmentFailed
+from gymwire.errors import AttributeDenied, EnvironmentFailed, ProtocolError
 from tests.multi_agent_envs import Bare, Countdown, Hurried, Visitors, turns
 from tests.processes import programs
 from tests.sameness import assert_same
@@ -203,3 +205,56 @@ def test_the_wrong_proxy_is_named_with_the_right_one(
 def test_a_vector_of_environments_with_several_agents_is_refused(url: str, where: str) -> None:
     with pytest.raises(EnvironmentFailed, match="has several agents"):
         ProxyVectorEnv(f"visitors{where}", 2, url)
+
+
+class Remote:
+    """What an env agent has answered, as a ProxyEnv returns it."""
+
+    observation_space = action_space = spaces.Dict({"a": spaces.Discrete(2)})
+    metadata: ClassVar[dict[str, Any]] = {}
+    render_mode = None
+    _options = SimpleNamespace(address="lab/zoo")
+    _attributes = SimpleNamespace(exposed=())
+
+    def __init__(self, info: dict[str, Any]) -> None:
+        self.info = info
+
+    def reset(self, **kwargs: Any) -> Any:
+        return {"a": 0}, self.info
+
+    def step(self, action: Any) -> Any:
+        return {"a": 0}, {"a": 0.0}, {"a": False}, {"a": False}, self.info
+
+
+RIGHT = {"agents": ["a"], "infos": {"a": {}}}
+MAPS = {key: {"a": 0} for key in ("cumulative", "rewards", "terminations", "truncations")}
+RIGHT_OF_AEC = {**RIGHT, **MAPS, "selected": "a"}
+
+
+WRONG: list[dict[str, Any]] = [
+    {"agents": 5}, {"agents": None}, {"agents": "a"}, {"agents": ["__class__"]},
+    {"agents": [["a"]]}, {"infos": None}, {"infos": [1]},
+]  # fmt: skip
+WRONG_OF_AEC: list[dict[str, Any]] = [
+    {"selected": "b"}, {"selected": None}, {"selected": ["a"]}, {"cumulative": 3}
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("call", ["reset", "step"])
+@pytest.mark.parametrize(
+    ("kind", "right", "wrong"),
+    [(ProxyParallelEnv, RIGHT, wrong) for wrong in WRONG]
+    + [(ProxyAECEnv, RIGHT_OF_AEC, wrong) for wrong in WRONG + WRONG_OF_AEC],
+)
+def test_a_malformed_info_names_the_env_agent(
+    kind: Any, right: dict[str, Any], wrong: dict[str, Any], call: str
+) -> None:
+    env = kind.__new__(kind)
+    args: list[Any] = [{}] if call == "step" else []
+    env._use(Remote(right))
+    getattr(env, call)(*args)
+    assert env.agents == ["a"]
+    for info in ({}, {**right, **wrong}):
+        env._use(Remote(info))
+        with pytest.raises(ProtocolError, match="env agent at 'lab/zoo' sent a malformed percept"):
+            getattr(env, call)(*args)
