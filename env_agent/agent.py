@@ -6,7 +6,6 @@ import contextlib
 import errno
 import faulthandler
 import os
-import resource
 import secrets
 import signal
 import socket as hostsocket
@@ -15,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import NoReturn
 
 from gymnasium.error import DependencyNotInstalled
@@ -43,7 +41,7 @@ from gymwire.protocol.process_slots import with_process_slots
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.dealer import Dealer, LivenessConnection
-from gymwire.protocol.transport.open_files import allow_more
+from gymwire.protocol.transport.open_files import lack_of
 
 MAX_THREADS = 8
 CLOSE_S = 1.0  # for closing sessions that are between two requests when the grace is over
@@ -439,15 +437,12 @@ class Agent:
 def _warn_of_files(services: Sequence[Service]) -> None:
     """Log a warning if there are fewer descriptors than the processes of all slots need."""
     slots = sum(one.max_sessions for one in services if isinstance(one.factory, ChildFactory))
-    allow_more()
-    used = len([*Path("/proc/self/fd").iterdir()])
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = used + slots * PROCESS_FILES
-    if slots and needed > limit != resource.RLIM_INFINITY:
+    lack = lack_of(slots * PROCESS_FILES)
+    if lack is not None:
         logs.logger().warning(
             "too few open files",
-            limit=limit,
-            needed=needed,
+            limit=lack.limit,
+            needed=lack.needed,
             why=f"each session with --python takes {PROCESS_FILES}, and there are {slots} slots",
             advice="raise the limit on open files (ulimit -n), or lower --max-sessions",
         )

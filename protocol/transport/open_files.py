@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import NamedTuple
 
 if sys.platform != "win32":
     import resource
@@ -23,3 +25,23 @@ def allow_more() -> bool:
     except (OSError, ValueError):  # the system has a lower one for all processes
         return False
     return True
+
+
+class Lack(NamedTuple):
+    """How many files and sockets this process may have open, and how many it needs."""
+
+    limit: int
+    needed: int
+
+
+def lack_of(more: int) -> Lack | None:
+    """Return what is lacking if this process may not open so many more files; None if it may.
+
+    Also None on systems that do not say how many are open.
+    """
+    if sys.platform != "linux" or more == 0:
+        return None
+    allow_more()
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = len([*Path("/proc/self/fd").iterdir()]) + more
+    return Lack(limit, needed) if needed > limit != resource.RLIM_INFINITY else None
