@@ -49,6 +49,7 @@ from gymwire.protocol.messages import (
     Busy,
     BusyReason,
     Bye,
+    Code,
     Error,
     Kind,
     Message,
@@ -440,7 +441,7 @@ class BrokerConnection:
                 if isinstance(reply, Busy) and reply.reason == BusyReason.RATE:
                     self._requests.throttled(header.seq, reply.retry_after_s, self.clock())
                 self._handshake.handle(reply, self.clock())
-            case Kind.ERROR if self.welcome is None:
+            case Kind.ERROR if self.welcome is None or _is_revocation(header, data):
                 message = PLAIN.decode(data, header)
                 assert isinstance(message, Error)
                 raise error_for(message)
@@ -576,3 +577,9 @@ class BrokerConnection:
         self.link.close(linger_s=0.5)
         _OPEN.discard(self)
         self._left = True  # last: after an interrupt, the next call goes on
+
+
+def _is_revocation(header: Header, data: bytes | memoryview) -> bool:
+    """Return whether this ERROR says that the key was removed from the broker's policy."""
+    message = PLAIN.decode(data, header) if header.sid == header.seq == 0 else None
+    return isinstance(message, Error) and message.code == Code.DENIED

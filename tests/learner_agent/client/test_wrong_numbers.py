@@ -167,3 +167,14 @@ def test_a_listing_that_the_broker_refuses_says_why(
     monkeypatch.setattr(network.core, "_find", refuse)
     with pytest.raises(Denied, match="This key may list nothing"):
         connection.find()
+
+
+def test_a_revoked_key_is_raised_and_other_errors_of_no_request_are_dropped(
+    network: Network, logs: list[Any]
+) -> None:
+    connection = network.connection(timeout_s=5.0)
+    connection.receive_frame(bytes(PLAIN.encode(Error(Code.LIMIT, "too many"))))
+    assert [one["kind"] for one in logs if one["event"] == "message dropped"] == ["ERROR"]
+    denied = bytes(PLAIN.encode(Error(Code.DENIED, "removed from this broker's policy")))
+    with pytest.raises(Denied, match="removed from this broker's policy"):
+        connection.receive_frame(denied)
