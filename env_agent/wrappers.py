@@ -65,8 +65,10 @@ def _copy_shared_spaces(env: Any) -> None:
     with contextlib.suppress(Exception):
         env = env.unwrapped
         for name in ("observation_space", "action_space"):
+            if name in vars(env):
+                continue
             space = inspect.getattr_static(env, name, None)
-            if name not in vars(env) and isinstance(space, gymnasium.Space) and _is_custom(space):
+            if isinstance(space, gymnasium.Space) and _is_custom(space):
                 setattr(env, name, copy.deepcopy(space, copies))
 
 

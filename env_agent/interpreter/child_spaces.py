@@ -28,13 +28,17 @@ def build(found: Any, root: str) -> Space[Any]:
 def foreign(found: Any, root: str) -> list[tuple[str, str, str]]:
     """Return path, class and what it is sent as of each space that is not Gymnasium's or gym's.
 
-    Raises DecodingError.
+    `found`: what `build` has accepted.
     """
+    if not any(_is_foreign(str(one["class"])) for one in found):  # as nearly always
+        return []
     return [
-        (path, kind, node[0])
-        for path, kind, node in _described(found, root)
-        if kind.partition(".")[0] not in _LIBRARIES and not kind.endswith(_OF_CHILD)
+        (path, kind, node[0]) for path, kind, node in _described(found, root) if _is_foreign(kind)
     ]
+
+
+def _is_foreign(kind: str) -> bool:
+    return kind.partition(".")[0] not in _LIBRARIES and not kind.endswith(_OF_CHILD)
 
 
 _LIBRARIES = ("gymnasium", "gym")

@@ -28,8 +28,8 @@ _PER_ENV = ("has_each", "get_attr", "set_attr")
 class OwnVector(ChildEnv):
     """A vector in another process. `vectors.adapt` makes Gymnasium's of it, as of others'.
 
-    `request`: what the learner requests. Raises ConfigurationError if it has another number of
-    environments.
+    `request`: what the learner requests; behind it are the arguments of ChildEnv. Raises
+    ConfigurationError if it has another number of environments.
 
     Attributes:
         num_envs: the number of its environments.
@@ -43,17 +43,9 @@ class OwnVector(ChildEnv):
 
     kinds: ClassVar[tuple[str, ...]] = (child.VECTOR,)
 
-    def __init__(
-        self,
-        process: ChildProcess,
-        index: int,
-        facts: Any,
-        name: str,
-        given: Mapping[str, Space[Any]],
-        request: Request,
-    ) -> None:
+    def __init__(self, request: Request, *described: Any) -> None:
         self._request = request
-        super().__init__(process, index, facts, name, given)
+        super().__init__(*described)
 
     def _read(self, facts: Any, name: str, given: Mapping[str, Space[Any]]) -> None:
         super()._read(facts, name, given)
@@ -147,6 +139,5 @@ def make_in(
     packed = values.encode(dict(kwargs))
     facts = process.make(index, name, render_mode, packed, kind, list(given), list(request))
     is_vector = type(facts) is dict and facts.get("kind") == child.VECTOR
-    if is_vector:
-        return OwnVector(process, index, facts, name, given, request)
-    return ChildEnv(process, index, facts, name, given)
+    described = process, index, facts, name, given
+    return OwnVector(request, *described) if is_vector else ChildEnv(*described)

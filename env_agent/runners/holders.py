@@ -6,9 +6,10 @@ from typing import Any
 
 from gymnasium.vector import VectorWrapper
 
+from gymwire.env_agent.interpreter.child import GENERATOR
 from gymwire.env_agent.interpreter.child_vector import AdaptedOwnVector
 
-GENERATOR = "np_random"
+__all__ = ["GENERATOR", "find_holder"]
 
 
 def find_holder(env: Any, name: str) -> tuple[Any, bool]:
