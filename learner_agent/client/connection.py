@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, ClassVar
 
-from gymwire.learner_agent.client.connection_use import ConnectionUse
+from gymwire.learner_agent.client.connection_use import AT_EXIT, ConnectionUse
 from gymwire.learner_agent.client.direct import DirectLinks
 from gymwire.learner_agent.client.failures import error_for, malformed
 from gymwire.learner_agent.client.listing import find_all
@@ -75,12 +75,12 @@ _OPEN: weakref.WeakSet[BrokerConnection] = weakref.WeakSet()
 def _close_at_exit() -> None:
     """Free the slots of a script that ends without closing its environments.
 
-    Only a daemon thread may still be in a call then, and has to leave it.
+    Only a daemon thread may still be in a call then, and does not return from it.
     """
     connections = list(_OPEN)
     if connections and is_elsewhere(is_ours):
         for connection in connections:
-            connection.use.ended = True
+            connection.use.ended = AT_EXIT
         if not wait_while(lambda: is_elsewhere(is_ours)):
             busy = set(threads_in(is_ours))
             connections = [one for one in connections if one.use.thread() not in busy]

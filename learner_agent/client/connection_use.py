@@ -7,7 +7,10 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 
+from gymwire.learner_agent.client.threads import stay
 from gymwire.protocol.errors import EnvironmentClosed
+
+AT_EXIT = object()
 
 
 class ConnectionUse:
@@ -19,7 +22,8 @@ class ConnectionUse:
         thread: returns the thread, or None if it was dropped. A reference to it could be part of a
             circle: a thread may hold the last reference to a proxy.
         caller: what the call that is under way belongs to, if that is known.
-        ended: whose waits must end: a caller, or True for all; None: nobody's.
+        ended: whose waits must end: a caller, or True for all; None: nobody's. AT_EXIT: all, and a
+            daemon thread stays where it is until the process ends.
         left: what the thread has to do for sessions whose proxies do not use the connection
             anymore. Other threads may add to it, at any time.
     """
@@ -37,8 +41,11 @@ class ConnectionUse:
 
     def check(self) -> None:
         """Do what is left to do. Raises EnvironmentClosed if the caller's wait must end."""
-        if self.ended is not None and (self.ended is True or self.ended is self.caller):
-            raise closed_elsewhere()
+        if self.ended is not None:
+            if self.ended is AT_EXIT and threading.current_thread().daemon:
+                stay()
+            if self.ended in (True, AT_EXIT) or self.ended is self.caller:
+                raise closed_elsewhere()
         while self.left:
             try:
                 finish = self.left.popleft()

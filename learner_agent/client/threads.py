@@ -11,10 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import NoReturn
 
 OURS = "gymwire.learner_agent."
 LEAVE_S = 2.0  # how long another thread may take to leave a call that it must leave
 PAUSE_S = 0.005
+DAY_S = 86_400.0
 
 
 def is_elsewhere(is_such: Callable[[FrameType], bool]) -> bool:
@@ -32,7 +34,7 @@ def _numbers_in(is_such: Callable[[FrameType], bool]) -> Iterator[int]:
     here = threading.get_ident()
     stacks = sys._current_frames()  # noqa: SLF001 - public but for its name
     for ident, last in stacks.items():
-        if ident != here and is_on_stack(last, is_such):
+        if ident != here and last.f_code is not stay.__code__ and is_on_stack(last, is_such):
             yield ident
 
 
@@ -59,3 +61,13 @@ def wait_while(is_used: Callable[[], bool]) -> bool:
             return False
         time.sleep(PAUSE_S)
     return True
+
+
+def stay() -> NoReturn:
+    """Stop this thread until the process ends. `is_elsewhere` and `threads_in` leave it out.
+
+    For daemon threads at exit: an exception could end the process with SIGABRT, because Python
+    aborts if another thread writes a traceback while it closes stderr.
+    """
+    while True:
+        time.sleep(DAY_S)

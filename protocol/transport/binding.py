@@ -9,6 +9,8 @@ import re
 import socket as hostsocket
 import stat
 import sys
+from collections.abc import Callable
+from typing import TypeVar
 
 import zmq
 
@@ -19,6 +21,8 @@ from gymwire.protocol.transport.port_owner import listener_at, listener_on
 
 IPC = "ipc://"
 BACKLOG = 1024  # connections that wait to be accepted
+MAX_CHOICES = 20  # of a free port
+T = TypeVar("T")
 
 
 def bind_all(socket: zmq.Socket[bytes], url: str, mark: int) -> list[str]:
@@ -27,6 +31,27 @@ def bind_all(socket: zmq.Socket[bytes], url: str, mark: int) -> list[str]:
     An address that this host lacks is left out if there is another one: /etc/hosts may name ::1 on
     a host without IPv6. `mark`: see `_bind`.
     """
+    if url.endswith(":*"):
+        return _at_free_port(lambda: _bind_each(socket, url, mark))
+    return _bind_each(socket, url, mark)
+
+
+def _at_free_port(bind: Callable[[], T]) -> T:
+    """Call `bind`, which listens at a port that the kernel chooses. Raises ZMQError.
+
+    With SO_REUSEADDR, which libzmq sets, the kernel may choose a port that another socket is bound
+    to if that one does not listen yet. The later one to listen fails, and has to choose again.
+    """
+    for _ in range(MAX_CHOICES - 1):
+        try:
+            return bind()
+        except zmq.ZMQError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+    return bind()
+
+
+def _bind_each(socket: zmq.Socket[bytes], url: str, mark: int) -> list[str]:
     bound: list[str] = []
     missing = zmq.ZMQError(errno.EADDRNOTAVAIL)
     for one in addresses_of(url):
@@ -35,13 +60,15 @@ def bind_all(socket: zmq.Socket[bytes], url: str, mark: int) -> list[str]:
             _bind(socket, f"{host}:{bound[0].rpartition(':')[2] if bound else port}", mark)
         except zmq.ZMQError as error:
             if error.errno not in (errno.EADDRNOTAVAIL, errno.ENODEV, errno.EAFNOSUPPORT):
+                for other in bound:
+                    socket.unbind(other)
                 raise
             missing = error
             continue
-        bound.append(_readable(socket.get_string(zmq.LAST_ENDPOINT)))
+        bound.append(socket.get_string(zmq.LAST_ENDPOINT))
     if not bound:
         raise missing
-    return bound
+    return [_readable(one) for one in bound]
 
 
 def _bind(socket: zmq.Socket[bytes], url: str, mark: int) -> None:
@@ -93,7 +120,7 @@ def _filtered(url: str) -> hostsocket.socket | None:
     # its context has ended.
     with zmq.Context() as resolving, resolving.socket(zmq.STREAM) as resolver:
         resolver.setsockopt(zmq.IPV6, 1)
-        resolver.bind(f"{head}:*")
+        _at_free_port(lambda: resolver.bind(f"{head}:*"))
         resolved = resolver.get_string(zmq.LAST_ENDPOINT).removeprefix("tcp://")
     host = resolved.rpartition(":")[0].strip("[]")
     address = host, 0 if port == "*" else int(port)

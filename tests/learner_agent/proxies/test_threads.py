@@ -201,8 +201,9 @@ def test_a_normal_exit_closes_the_sessions_of_every_thread(
 ) -> None:
     gate = tmp_path / "gate"
     command = ["-c", LEARNER, broker, str(gate), kind]
-    assert prefork.run(command, env=os.environ, timeout=PATIENCE_S).returncode == 0
+    ended = prefork.run(command, env=os.environ, timeout=PATIENCE_S)
     gate.touch()
+    assert (ended.returncode, ended.stderr) == (0, "")
     make(broker, 3, env_kwargs={"gate": str(gate)}).close()  # all slots are free again
 
 

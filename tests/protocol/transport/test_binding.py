@@ -66,6 +66,51 @@ def test_each_socket_that_was_bound_is_closed_with_its_router() -> None:
         _wait_until_closed(port)
 
 
+def test_another_port_is_chosen_if_the_first_choice_is_taken_before_it_listens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Taken(socket.socket):
+        def listen(self, backlog: int = 1) -> None:
+            if not taken:  # another program has bound the same port, and listens first
+                port = self.getsockname()[1]
+                taken.append(socket.socket())
+                taken[0].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                taken[0].bind(("127.0.0.1", port))
+                listen(taken[0])
+            listen(self, backlog)
+
+    taken: list[socket.socket] = []
+    listen = socket.socket.listen
+    monkeypatch.setattr(socket, "socket", Taken)
+    with contextlib.closing(Router(["tcp://127.0.0.1:*"])) as router:
+        monkeypatch.undo()
+        socket.create_connection(("127.0.0.1", int(router.urls[0].rpartition(":")[2]))).close()
+    taken[0].close()
+
+
+def test_another_port_is_chosen_if_only_one_address_of_the_host_has_it_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def bind(zmq_socket: zmq.Socket[bytes], url: str, mark: int) -> None:
+        if url.startswith("tcp://127.0.0.2:") and not taken:
+            taken.append(socket.create_server(("127.0.0.2", int(url.rpartition(":")[2]))))
+        bind_one(zmq_socket, url, mark)
+
+    taken: list[socket.socket] = []
+    bind_one = binding._bind
+    monkeypatch.setattr(binding, "_bind", bind)
+    hosts = ["127.0.0.1", "127.0.0.2"]
+    monkeypatch.setattr(binding, "addresses_of", lambda _url: [f"tcp://{one}:*" for one in hosts])
+    with contextlib.closing(Router(["tcp://two.invalid:*"], insecure=True)) as router:
+        (port,) = {int(url.rpartition(":")[2]) for url in router.urls}
+        assert [url.rpartition(":")[0] for url in router.urls] == [f"tcp://{one}" for one in hosts]
+        assert port != taken[0].getsockname()[1]
+        for host in hosts:
+            socket.create_connection((host, port)).close()
+        _wait_until_closed(taken[0].getsockname()[1])
+    taken[0].close()
+
+
 def _wait_until_closed(port: int) -> None:
     """Wait until nothing listens at this port."""
     with contextlib.suppress(ConnectionRefusedError):
