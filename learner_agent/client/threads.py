@@ -16,7 +16,6 @@ from typing import NoReturn
 OURS = "gymwire.learner_agent."
 LEAVE_S = 2.0  # how long another thread may take to leave a call that it must leave
 PAUSE_S = 0.005
-DAY_S = 86_400.0
 
 
 def is_elsewhere(is_such: Callable[[FrameType], bool]) -> bool:
@@ -69,5 +68,6 @@ def stay() -> NoReturn:
     For daemon threads at exit: an exception could end the process with SIGABRT, because Python
     aborts if another thread writes a traceback while it closes stderr.
     """
+    lock = threading.Lock()
     while True:
-        time.sleep(DAY_S)
+        lock.acquire()

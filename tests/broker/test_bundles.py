@@ -62,10 +62,7 @@ class Peers:
         thread.start()
         stack.callback(thread.join)
         stack.callback(stop.set)
-        self.env, self.learner = (
-            stack.enter_context(contextlib.closing(self._connect(role)))
-            for role in (Role.ENV, Role.LEARNER)
-        )
+        self.env, self.learner = (self._connect(stack, role) for role in (Role.ENV, Role.LEARNER))
         self.env.send(PLAIN.encode(offer("cartpole"), 0, 1))
         assert isinstance(answer(self.env)[1], Offered)
         self.sids = [self._open(number) for number in range(SESSIONS)]
@@ -80,8 +77,9 @@ class Peers:
 
         local.send_all = note
 
-    def _connect(self, role: str) -> BrokerLink:
+    def _connect(self, stack: contextlib.ExitStack, role: str) -> BrokerLink:
         link = BrokerLink(Dealer(self.server.urls[0]), eager=True)
+        stack.enter_context(contextlib.closing(link))
         hello = Hello(role, role.encode().ljust(16), "gymwire test", socket.gethostname())
         for _ in range(ATTEMPTS):
             if link.send_hello(PLAIN.encode(hello), wait=True):
@@ -89,6 +87,8 @@ class Peers:
         welcome = answer(link)[1]
         assert isinstance(welcome, Welcome)
         link.handle_welcome(welcome)
+        for _ in range(ATTEMPTS):  # a busy broker may be slow to accept
+            link._check_pending(wait=True)
         assert link._channel is not None
         return link
 
