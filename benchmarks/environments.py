@@ -40,6 +40,41 @@ class Picture(gymnasium.Env[NDArray[Any], np.int64]):
         return self._observation, 0.0, False, False, {}
 
 
+CHEETAH_INFOS = ("x_position", "x_velocity", "reward_forward", "reward_ctrl")
+CHEETAH_STEPS = 1000  # of an episode
+
+
+class LikeHalfCheetah(gymnasium.Env[NDArray[Any], NDArray[Any]]):
+    """Returns values like those of HalfCheetah-v5, at once: it has no physics."""
+
+    def __init__(self) -> None:
+        self.observation_space = Box(-np.inf, np.inf, (17,), np.float64)
+        self.action_space = Box(-1.0, 1.0, (6,), np.float32)
+        rng = np.random.default_rng(1)
+        self._observations = rng.normal(size=(CHEETAH_STEPS, 17))
+        self._rewards = rng.normal(size=CHEETAH_STEPS)
+        self._infos = rng.normal(size=(CHEETAH_STEPS, len(CHEETAH_INFOS)))
+        self._count = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[Any], dict[str, Any]]:
+        """Return an observation and no info."""
+        super().reset(seed=seed)
+        self._count = 0
+        return self._observations[0].copy(), {}
+
+    def step(
+        self, action: NDArray[Any]
+    ) -> tuple[NDArray[Any], np.float64, bool, bool, dict[str, Any]]:
+        """Return the next observation, reward and infos."""
+        at = self._count
+        self._count += 1
+        infos = dict(zip(CHEETAH_INFOS, self._infos[at], strict=True))
+        is_over = self._count == CHEETAH_STEPS
+        return self._observations[at].copy(), self._rewards[at], False, is_over, infos
+
+
 class _Still(gymnasium.Env[NDArray[Any], np.int64]):
     """Its observations are zeros, and its episodes never end."""
 

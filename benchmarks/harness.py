@@ -101,6 +101,14 @@ class Result:
             for a, b, off in zip(self.rounds[side], self.rounds[over], taken_off, strict=True)
         )
 
+    def overhead_ratio(self, side: str, local: str, over: str, over_local: str) -> float:
+        """How many times `over - over_local` `side - local` is, in p50; median over the rounds."""
+        first, second, third, last = (self.rounds[one] for one in (side, local, over, over_local))
+        return statistics.median(
+            (a.p50_us - b.p50_us) / (c.p50_us - d.p50_us)
+            for a, b, c, d in zip(first, second, third, last, strict=True)
+        )
+
     def speedup(self, side: str, over: str) -> float:
         """How many times the steps per second of `over` those of `side` are, round by round."""
         width = self.steps_per_call[side] / self.steps_per_call[over]

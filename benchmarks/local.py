@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,9 +20,36 @@ from benchmarks.harness import Running, Side
 ENV_ID = "CartPole-v1"
 
 
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """An environment to be compared with others.
+
+    Attributes:
+        name: what the tables call it.
+        env: a registered id, or a class as MODULE:NAME.
+        stepper: returns a call that does one step, and a reset where an episode ended.
+    """
+
+    name: str
+    env: str
+    stepper: Callable[[Any], Callable[[], object]]
+
+    def make(self) -> Any:
+        """Make one in this process."""
+        module, _, name = self.env.rpartition(":")
+        if not module:
+            return gymnasium.make(name)
+        return getattr(importlib.import_module(module), name)()
+
+
+def one(kind: Kind) -> Side:
+    """One environment in the learner's own process."""
+    return Side(f"{kind.name}, in process", partial(_open_one, kind))
+
+
 def in_process() -> Side:
     """CartPole in the learner's own process."""
-    return Side("in process", _open_in_process)
+    return Side("in process", partial(_open_one, Kind("CartPole", ENV_ID, cartpole_steps)))
 
 
 def sync_vector(num_envs: int) -> Side:
@@ -45,6 +75,22 @@ def cartpole_steps(env: gymnasium.Env[Any, Any]) -> Callable[[], object]:
         nonlocal observation
         action = 1 if observation[2] + 0.5 * observation[3] > 0 else 0
         observation, _, terminated, truncated, _ = step(action)
+        if terminated or truncated:
+            observation, _ = env.reset()
+        return observation
+
+    return one_step
+
+
+def sampled_steps(env: gymnasium.Env[Any, Any]) -> Callable[[], object]:
+    """Return a call that does one step with a random action, and a reset where an episode ended."""
+    env.action_space.seed(1)
+    actions = itertools.cycle([env.action_space.sample() for _ in range(64)])
+    env.reset(seed=1)
+    step = env.step
+
+    def one_step() -> object:
+        observation, _, terminated, truncated, _ = step(next(actions))
         if terminated or truncated:
             observation, _ = env.reset()
         return observation
@@ -97,10 +143,9 @@ def _open_envpool(num_envs: int) -> Iterator[Running]:
 
 
 @contextlib.contextmanager
-def _open_in_process() -> Iterator[Running]:
-    env = gymnasium.make(ENV_ID)
-    with contextlib.closing(env):
-        yield Running(cartpole_steps(env))
+def _open_one(kind: Kind) -> Iterator[Running]:
+    with contextlib.closing(kind.make()) as env:
+        yield Running(kind.stepper(env))
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from benchmarks import envpool_floor, gateways, local, ours, peers
+from benchmarks import envpool_floor, gateways, local, ours, peers, socket_floor
 from benchmarks.floors import floor
 from benchmarks.harness import Result, Side
 from benchmarks.picture import NO_TARGET
@@ -30,6 +30,7 @@ PATHS: list[ours.SessionPath] = [
     "direct, same host",
     "direct, between hosts",
 ]
+SAME_HOST = PATHS[::2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +178,38 @@ def interpreter() -> Suite:
     return Suite("CartPole in another interpreter", [here, there], figures, 1000)
 
 
+def infos() -> Suite:
+    """Compare the overhead of HalfCheetah, which has infos, with that of CartPole, which has none.
+
+    The overhead is the p50 of a step less that in the learner's process. MuJoCo itself is slower
+    where other code runs between its steps, as the floors show. So HalfCheetah's values are
+    measured without MuJoCo, too.
+    """
+    cartpole = local.Kind("CartPole", local.ENV_ID, local.cartpole_steps)
+    kinds = [
+        local.Kind(
+            "HalfCheetah's values", "benchmarks.environments:LikeHalfCheetah", local.sampled_steps
+        )
+    ]
+    if find_spec("mujoco"):
+        kinds.append(local.Kind("HalfCheetah", "HalfCheetah-v5", local.sampled_steps))
+    sides, figures = [], []
+    for kind in (cartpole, *kinds):
+        sides += [local.one(kind), socket_floor.floor(kind)]
+        sides += [ours.one(f"{kind.name}, {one}", one, kind.env, kind.stepper) for one in SAME_HOST]
+
+    def overhead(name: str, path: str) -> Callable[[Result], float]:
+        return lambda result: result.overhead_ratio(
+            f"{name}, {path}", f"{name}, in process", f"CartPole, {path}", "CartPole, in process"
+        )
+
+    for kind in kinds:
+        for path, target in [*((one, "≤ 1.25") for one in SAME_HOST), ("floor", NO_TARGET)]:
+            name = f"overhead of {kind.name} / of CartPole, {path}"
+            figures.append(Figure(name, target, overhead(kind.name, path)))
+    return Suite("Infos", sides, figures, 500)
+
+
 def envpool(num_envs: int, target: str) -> Suite:
     """EnvPool's CartPoles in this process, in another one, and in a session of an env agent."""
     inside, least = local.envpool_vector(num_envs), envpool_floor.floor(num_envs)
@@ -274,6 +307,7 @@ SUITES: dict[str, Callable[[], list[Suite]]] = {
     "observations": lambda: [observations(name) for name in OBSERVATIONS],
     "vectors": lambda: [one_session(), vectors()],
     "interpreter": lambda: [interpreter()],
+    "infos": lambda: [infos()],
     "envpool": lambda: [envpool(*one) for one in ENVPOOL] if find_spec("envpool") else [],
     "slow": lambda: [slow()],
     "idle": lambda: [idle()],
