@@ -648,7 +648,7 @@ def test_what_is_not_there_is_told_with_what_to_do(python: str, tmp_path: Path) 
     (tmp_path / "needy.py").write_text("import nowhere.at_all\n")
     (tmp_path / "lazy.py").write_text("def __getattr__(name): import nowhere.at_all\n")
     (tmp_path / "boom.py").write_text("def divide():\n    1 / 0\n\ndivide()\n")
-    (tmp_path / "wrong.py").write_text("x = (\n")
+    (tmp_path / "wrong.py").write_text("x = )\n")
     (tmp_path / "wheels.py").write_text(
         "class DependencyNotInstalled(Exception): pass\n"
         "raise DependencyNotInstalled('Wheels are missing: pip install wheels')\n"
