@@ -13,7 +13,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from gymwire.env_agent.closing import closed_on_error
-from gymwire.env_agent.interpreter import child
+from gymwire.env_agent.interpreter.child.failures import WrongTarget
+from gymwire.env_agent.interpreter.child.vectors import check_gym_vector
 from gymwire.protocol import logs, spaces
 from gymwire.protocol.errors import ConfigurationError
 
@@ -192,8 +193,8 @@ _WARNED: set[tuple[str, int]] = set()
 def check_of_gym(made: Any, name: str) -> None:
     """Raise ConfigurationError if this is a vector of gym before 0.26."""
     try:
-        child.check_gym_vector(made)
-    except child.WrongTarget as error:
+        check_gym_vector(made)
+    except WrongTarget as error:
         raise ConfigurationError(f"{name}: {error}.") from None
 
 

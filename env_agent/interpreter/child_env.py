@@ -14,8 +14,9 @@ from gymnasium.vector.utils import iterate
 from gymwire.env_agent.closing import closed_on_error
 from gymwire.env_agent.elsewhere import RunsElsewhere
 from gymwire.env_agent.hosted_vector import HostedVector
-from gymwire.env_agent.interpreter import child, child_spaces, child_values
-from gymwire.env_agent.interpreter.child import COMPACT, HEADER_SIZE, STEP
+from gymwire.env_agent.interpreter import child_spaces, child_values
+from gymwire.env_agent.interpreter.child.frames import COMPACT, HEADER_SIZE, STEP
+from gymwire.env_agent.interpreter.child.spaces import SPACES
 from gymwire.env_agent.interpreter.child_process import ChildProcess
 from gymwire.protocol import generators
 from gymwire.protocol.errors import ConfigurationError, DecodingError
@@ -72,9 +73,9 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
 
     def _read(self, facts: Any, name: str, given: Mapping[str, Space[Any]]) -> None:
         self.observation_space, self.action_space = (
-            given[one] if one in given else built(one, facts[one], name) for one in child.SPACES
+            given[one] if one in given else built(one, facts[one], name) for one in SPACES
         )
-        read = [one for one in child.SPACES if one not in given]
+        read = [one for one in SPACES if one not in given]
         self.foreign_spaces = [
             part for one in read for part in child_spaces.foreign(facts[one], one)
         ]
