@@ -37,6 +37,7 @@ ALWAYS_S = 2.5  # and how long direct="always" waits
 MAX_LOSSES = 3
 LOSSES_WITHIN_S = 60.0
 CHECK_EVERY_S = 0.002  # the pause between two checks of connections that are being made
+PAUSE_S = 0.25  # what counts at most of a pause between two checks, as of a suspended process
 
 
 class DirectLink:
@@ -383,12 +384,12 @@ def wait_until_attached(
     clock: Callable[[], float],
     waiting: Waiting = wait,
 ) -> None:
-    """Wait until each of these is up or denied, for at most `timeout_s` seconds."""
-    setup = _Setup(dialed)
-    setup.check()
+    """Wait until each of these is up or denied, for at most `timeout_s` seconds without pauses."""
+    setup = _Setup(dialed, timeout_s, clock())
+    setup.check(clock())
     waiting(
-        lambda: not setup.pending,
-        clock() + timeout_s,
+        lambda: not setup.pending or setup.left_s <= 0,
+        None,
         sources=(setup,),
         run_timers=setup.check,
         clock=clock,
@@ -399,11 +400,14 @@ def wait_until_attached(
 class _Setup:
     """Direct paths that are being opened; as a source of frames, the first of them."""
 
-    def __init__(self, dialed: Sequence[DirectPath]) -> None:
+    def __init__(self, dialed: Sequence[DirectPath], timeout_s: float, now: float) -> None:
         self.pending = list(dialed)
+        self.left_s, self._checked_at = timeout_s, now
 
-    def check(self, _now: float = 0.0) -> None:
+    def check(self, now: float) -> None:
         """Drop the paths that are up or denied."""
+        self.left_s -= min(now - self._checked_at, PAUSE_S)
+        self._checked_at = now
         for link in {id(one.link): one.link for one in self.pending}.values():
             link.check()
         self.pending = [one for one in self.pending if not one.up and not one.denied]
