@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 AUTO_S = 0.5  # how long direct="auto" waits for a direct connection before it uses the relay
 ALWAYS_S = 2.5  # and how long direct="always" waits
 # So many losses within this time, each during a request, suggest that the path loses large packets.
-MAX_LOSSES = 3
+MAX_DIRECT_LOSSES = 3
 LOSSES_WITHIN_S = 60.0
 CHECK_EVERY_S = 0.002  # the pause between two checks of connections that are being made
-PAUSE_S = 0.25  # what counts at most of a pause between two checks, as of a suspended process
+COUNTED_PAUSE_S = 0.25  # of a longer pause between two checks, as of a suspended process
 
 
 class DirectLink:
@@ -146,7 +146,7 @@ class DirectPath:
         self.resume = PLAIN.encode(Resume(session.open_msg.nonce), session.sid)
         self.up = self.denied = self.must_resume = self.went_down = False
         # when it was lost during a request, the last times
-        self._losses = deque([-math.inf] * MAX_LOSSES, maxlen=MAX_LOSSES)
+        self._losses = deque([-math.inf] * MAX_DIRECT_LOSSES, maxlen=MAX_DIRECT_LOSSES)
         link.add(self)
 
     @property
@@ -336,9 +336,9 @@ class SessionPaths:
                 logs.logger().warning(
                     "direct connection given up, session relayed",
                     address=self._open_msg.address,
-                    why=f"{direct.transport.url} was lost {MAX_LOSSES} times during requests "
-                    f"within {LOSSES_WITHIN_S:g} s. The path may lose large packets, as behind a "
-                    f"tunnel with a wrong MTU",
+                    why=f"{direct.transport.url} was lost {MAX_DIRECT_LOSSES} times during "
+                    f"requests within {LOSSES_WITHIN_S:g} s. The path may lose large packets, as "
+                    f"behind a tunnel with a wrong MTU",
                 )
                 self.close_direct()
         self._choose()
@@ -406,7 +406,7 @@ class _Setup:
 
     def check(self, now: float) -> None:
         """Drop the paths that are up or denied."""
-        self.left_s -= min(now - self._checked_at, PAUSE_S)
+        self.left_s -= min(now - self._checked_at, COUNTED_PAUSE_S)
         self._checked_at = now
         for link in {id(one.link): one.link for one in self.pending}.values():
             link.check()
