@@ -171,23 +171,24 @@ def _mode(made: Any, name: str) -> AutoresetMode:
 
 
 def warn_of_equal_seeds(made: VectorEnv[Any, Any, Any], name: str) -> None:
-    """Warn once if another open vector has the seed that this one was made with, as EnvPool's do.
+    """Warn if another open vector has the seed that this one was made with, as EnvPool's do.
 
-    Such vectors ignore the seed of a reset, so both contain the same environments.
+    Such vectors ignore the seed of a reset, so both contain the same environments. There is one
+    warning for each name: a learner may choose the seeds.
     """
     config = getattr(made, "config", None)
     seed = config.get("seed") if isinstance(config, Mapping) else None
     if type(seed) is not int:
         return
     key = name, seed
-    if key in _LAST and key not in _WARNED:
-        _WARNED.add(key)
+    if key in _LAST and name not in _WARNED:
+        _WARNED.add(name)
         logs.logger().warning("vectors of several sessions have the same seed", env=name, seed=seed)
     _LAST[key] = made
 
 
 _LAST: WeakValueDictionary[tuple[str, int], Any] = WeakValueDictionary()
-_WARNED: set[tuple[str, int]] = set()
+_WARNED: set[str] = set()
 
 
 def check_of_gym(made: Any, name: str) -> None:
