@@ -203,12 +203,12 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
     @property
     def np_random(self) -> np.random.Generator:
         """A generator in the state of the environment's; drawing from it changes nothing there."""
-        found: np.random.Generator = self.get_wrapper_attr("np_random")
+        found: np.random.Generator = self.get_wrapper_attr(child.GENERATOR)
         return found
 
     @np_random.setter
     def np_random(self, value: np.random.Generator) -> None:
-        self.set_wrapper_attr("np_random", value)
+        self.set_wrapper_attr(child.GENERATOR, value)
 
     @property
     def np_random_seed(self) -> Any:

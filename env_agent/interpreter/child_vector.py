@@ -89,7 +89,7 @@ class OwnVector(ChildEnv):
     def set_attr(self, name: str, found: Any) -> None:
         """Set an attribute of each environment."""
         kept: list[bool] = []
-        if name == "np_random" and isinstance(found, list | tuple):
+        if name == child.GENERATOR and isinstance(found, list | tuple):
             kept = [isinstance(one, CopiedGenerator) for one in found]
             found = list(map(generators.describe, found))
         self._call("set_attr", name, found, kept)
