@@ -18,7 +18,7 @@ import pytest
 from gymnasium.vector import SyncVectorEnv
 
 from gymwire import ProxyEnv, ProxyVectorEnv
-from gymwire.learner_agent.client.open_sessions import MANY
+from gymwire.learner_agent.client.open_sessions import LOCAL_CHANNEL_FROM
 from gymwire.protocol.errors import EnvironmentLost, NoFreeSlot
 from gymwire.protocol.security import keys
 from gymwire.protocol.transport.unix import CAN_LISTEN, UnixDealer
@@ -134,10 +134,11 @@ def test_many_sessions_are_opened_over_the_local_channel(
     programs: Programs, broker_url: str, direct: str
 ) -> None:
     address = f"lakes-{direct}"
-    programs.env_agent(broker_url, "--address", address, "--env", LAKE, "--max-sessions", str(MANY))
-    for number in (MANY - 1, MANY):
+    slots = ("--max-sessions", str(LOCAL_CHANNEL_FROM))
+    programs.env_agent(broker_url, "--address", address, "--env", LAKE, *slots)
+    for number in (LOCAL_CHANNEL_FROM - 1, LOCAL_CHANNEL_FROM):
         with ProxyVectorEnv(address, number, broker_url, sessions=number, direct=direct) as remote:
-            assert (local_channel_of(remote) is not None) is (number == MANY)
+            assert (local_channel_of(remote) is not None) is (number == LOCAL_CHANNEL_FROM)
             local = SyncVectorEnv([lambda: gymnasium.make(LAKE)] * number)
             assert_same(local.reset(seed=2), remote.reset(seed=2))
             actions = np.ones(number, np.int64)
@@ -249,8 +250,7 @@ def test_interrupted_steps_are_neither_lost_nor_doubled_nor_damaged(
                 with contextlib.suppress(KeyboardInterrupt):
                     signal.setitimer(signal.ITIMER_REAL, moments.uniform(1e-5, 3e-3))
                     step = env.step(action)
-                with contextlib.suppress(KeyboardInterrupt):
-                    signal.setitimer(signal.ITIMER_REAL, 0)
+                    signal.setitimer(signal.ITIMER_REAL, 0)  # no signal comes outside this block
                 assert_same(expected, env.step(action) if step is None else step)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
