@@ -58,11 +58,8 @@ def service(  # noqa: PLR0913 - these are the keys of an offer
 ) -> Service:
     """Return the service that one offer describes. Raises AddressError and ConfigurationError."""
     check_address(address)
-    try:
-        check_spaces(spaces, python)
-        check_wrap(wrap, python)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{address}: {error}") from None
+    check_spaces(spaces, python)
+    check_wrap(wrap, python)
     if max_sessions is None:
         max_sessions = DEFAULT_SLOTS if python is None else _processors()
     if max_sessions < 1:
@@ -153,7 +150,9 @@ def _without_bad_ones(path: Path, tables: Sequence[object]) -> list[Service]:
     left_out: list[tuple[dict[str, Any], ConfigurationError]] = []
     pid = os.getpid()
     for index, table in enumerate(tables, 1):
+        address = table.get("address") if isinstance(table, dict) else None
         where = f"{path}, offer {index}"
+        where += f" ({address!r:.100})" if isinstance(address, str) else ""
         try:
             found = service(**_checked(where, table))
             if found.address in services:
@@ -165,7 +164,6 @@ def _without_bad_ones(path: Path, tables: Sequence[object]) -> list[Service]:
                 error if isinstance(error, GymwireError) else CodeRaised("its code raised", error)
             )
             text = str(failed) if str(failed).startswith(where) else f"{where}: {failed}"
-            address = table.get("address") if isinstance(table, dict) else None
             facts = {"address": address, "why": text}
             if isinstance(failed, CodeRaised):
                 facts |= {"why": f"{where}: {failed.why}", "traceback": failed.traceback}

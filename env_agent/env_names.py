@@ -84,9 +84,13 @@ def _attribute(target: Any, names: str) -> Any:
 
 
 def _load(path: Path, name: str) -> Any:
-    """Import a file as a module; like a script, it can import the modules in its folder."""
     if not path.is_file():
         raise ConfigurationError(f"{name}: there is no file {path} in {Path.cwd()}.")
+    return load_file(path)
+
+
+def load_file(path: Path) -> Any:
+    """Import a file as a module; like a script, it can import the modules in its folder."""
     path = path.resolve()
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))  # last, so that it does not hide other modules

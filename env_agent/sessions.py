@@ -41,7 +41,7 @@ from gymwire.protocol.step_codec import StepCodec, compile_steps
 
 MAX_KNOWN = 64  # different environments for which the state that their sessions share is kept
 PER_BYTE = 8  # bytes of memory that their metadata may take for each byte when encoded
-MAX_TEXT = 200  # characters of a path or a type in a warning about values
+MAX_WARNED_TEXT = 200  # characters of a path or a type in a warning about values
 _INDEX = re.compile(r"\[\d+\]")
 MAX_WARNED = 1000  # warnings about values: an environment can make up paths and types
 Warned = dict[tuple[str, ...], object]
@@ -319,7 +319,7 @@ class SessionHost:
         self._warn_once("values converted", address, type=kind, becomes=became)
 
     def _warn_once(self, event: str, address: str, **texts: str) -> None:
-        texts = {name: text[:MAX_TEXT] for name, text in texts.items()}
+        texts = {name: text[:MAX_WARNED_TEXT] for name, text in texts.items()}
         key = (address, *(_INDEX.sub("[]", text) for text in texts.values()))
         mine = object()
         # Another thread may warn of the same at this moment: only one sets the key.

@@ -43,7 +43,7 @@ RELAY = b""  # the path through the broker; a direct path is the routing id of i
 DIRECT_TICK_MS = 2  # how long to wait for one direct socket before polling the other ones, too
 POLL_ALL_EVERY = 64  # frames of one socket after which the other ones are polled, too
 TICK_S = TICK_MS / 1000
-MAX_LOSSES = 1000  # lost sessions whose learners get the reason
+MAX_LOSS_REASONS = 1000  # lost sessions whose learners get the reason
 PAUSE_S = 1.0  # since the last `watch`, in which a connection may have failed unnoticed
 NEW_LEARNER_POLLS = 1000  # frames, or idle ticks, within which a new learner connects directly
 
@@ -210,7 +210,7 @@ class DirectEndpoint:
         """Forget a session that has ended. `loss`: why it is lost, for its learner."""
         if loss is not None:
             self._losses[sid] = loss
-            if len(self._losses) > MAX_LOSSES:
+            if len(self._losses) > MAX_LOSS_REASONS:
                 del self._losses[next(iter(self._losses))]
         self._learners.pop(sid, None)
         self._stop_waiting(sid)

@@ -51,15 +51,20 @@ MAX_SPACE_BYTES: Final = 1 << 28
 could claim all memory."""
 _NODE_BYTES = 1 << 14  # charged for each node; its random generator alone has 4 KiB
 _ROW_BYTES = MAX_SPACE_BYTES // MAX_EMPTY  # charged for each row of an array without items
+# What `sample` takes, for which a hostile env agent's space must not claim all memory either.
+_VALUE_BYTES = 1 << 8  # of each value
+_CHARACTER_BYTES = 1 << 7  # of each character of a text: Gymnasium joins NumPy's texts
+_MEAN_ITEMS, _MAX_NODES, _MAX_EDGES = 4, 10, 90  # of a Sequence and of a Graph
 _KEY_TYPES = frozenset({str, int, bool, float, bytes, type(None)})
 _SORTS_KEYS = "sort_keys" in inspect.signature(spaces.Dict).parameters  # Gymnasium >= 1.4
 
 
 @dataclass
 class _Budget:
-    """The memory that the nodes of a space may still use."""
+    """The memory that the nodes of a space, and one sample of it, may still use."""
 
     left: int = MAX_SPACE_BYTES
+    sample_left: int = MAX_SPACE_BYTES
 
 
 @dataclass(frozen=True)
@@ -83,24 +88,43 @@ class ForeignSpace:
 class _NodeContext:
     """The position of a node: its path and depth, and how many copies Gymnasium makes of it.
 
-    For all nodes together: the memory that is left, the foreign spaces found, and how spaces ask.
+    `drawn` is how many of its values a sample of the whole space contains. For all nodes together:
+    the memory that is left, the foreign spaces found, and how spaces ask.
     """
 
     path: str
     depth: int = 1
     copies: int = 1
+    drawn: int = 1
     budget: _Budget = field(default_factory=_Budget)
     foreign: list[ForeignSpace] = field(default_factory=list)
     calls: SpaceCalls | None = None
 
-    def child(self, step: str, *, copied: bool = False) -> _NodeContext:
-        """Return the context of a child. `copied`: Gymnasium keeps a batched copy of the child."""
+    def child(self, step: str, *, copied: bool = False, drawn: int = 1) -> _NodeContext:
+        """Return the context of a child.
+
+        `copied`: Gymnasium keeps a batched copy of the child. `drawn`: how many values of the child
+        a sample of its parent contains.
+        """
         return replace(
             self,
             path=self.path + step,
             depth=self.depth + 1,
             copies=self.copies * 2 if copied else self.copies,
+            drawn=self.drawn * drawn,
         )
+
+    def items(self, *, stack: bool) -> _NodeContext:
+        """Return the context of the space of a Sequence's items."""
+        return self.child(".feature_space", copied=stack, drawn=_MEAN_ITEMS)
+
+    def graph_nodes(self) -> _NodeContext:
+        """Return the context of the space of a Graph's nodes."""
+        return self.child(".node_space", copied=True, drawn=_MAX_NODES)
+
+    def graph_edges(self) -> _NodeContext:
+        """Return the context of the space of a Graph's edges."""
+        return self.child(".edge_space", copied=True, drawn=_MAX_EDGES)
 
     def charge(self, nbytes: int, error: type[UnsupportedSpaceError] | type[DecodingError]) -> None:
         """Charge for a node with arrays of `nbytes`; raise `error` if it is too deep or large."""
@@ -111,6 +135,18 @@ class _NodeContext:
             raise error(
                 f"{self.path} makes the bounds of the space larger than "
                 f"{MAX_SPACE_BYTES >> 20} MiB.",
+                path=self.path,
+            )
+        self.charge_sample(nbytes + _VALUE_BYTES, error)
+
+    def charge_sample(
+        self, nbytes: int, error: type[UnsupportedSpaceError] | type[DecodingError]
+    ) -> None:
+        """Charge for a node's values in a sample of the space; raise `error` if it is too large."""
+        self.budget.sample_left -= nbytes * self.drawn
+        if self.budget.sample_left < 0:
+            raise error(
+                f"{self.path} makes a sample of the space larger than {MAX_SPACE_BYTES >> 20} MiB.",
                 path=self.path,
             )
 
@@ -142,7 +178,7 @@ def check_batched(space: Space[Any], count: int, *, root: str = "space") -> None
     try:
         _charge_batched(space, count, context)
     except UnsupportedSpaceError as error:
-        if context.budget.left >= 0:
+        if context.budget.left >= 0 and context.budget.sample_left >= 0:
             raise
         raise UnsupportedSpaceError(
             f"{error} There are {count} environments: open fewer of them in one session.",
@@ -160,7 +196,8 @@ def _charge_batched(space: Space[Any], count: int, context: _NodeContext) -> Non
     elif isinstance(space, (*_ARRAY_SPACES, spaces.Discrete)):
         context.charge(_bounds_of(space, count), UnsupportedSpaceError)
     else:  # a tuple of copies
-        for _ in _describe_at(space, replace(context, copies=count * context.copies)):
+        copies = replace(context, copies=count * context.copies, drawn=count * context.drawn)
+        for _ in _describe_at(space, copies):
             pass
 
 
@@ -268,6 +305,7 @@ def _(space: spaces.MultiBinary, context: _NodeContext) -> Iterator[list[Any]]:
 
 @_describe.register
 def _(space: spaces.Text, context: _NodeContext) -> Iterator[list[Any]]:
+    context.charge_sample(space.min_length * _CHARACTER_BYTES, UnsupportedSpaceError)
     if any(len(character) != 1 for character in space.character_list):
         raise _unsupported(context, "has a charset with elements longer than one character")
     characters = "".join(space.character_list)
@@ -301,15 +339,15 @@ def _(space: spaces.Tuple[Any] | spaces.OneOf[Any], context: _NodeContext) -> It
 def _(space: spaces.Sequence, context: _NodeContext) -> Iterator[list[Any]]:
     stack = bool(space.stack)
     yield ["Sequence", stack]
-    yield from _describe_at(space.feature_space, context.child(".feature_space", copied=stack))
+    yield from _describe_at(space.feature_space, context.items(stack=stack))
 
 
 @_describe.register
 def _(space: spaces.Graph, context: _NodeContext) -> Iterator[list[Any]]:
     yield ["Graph", space.edge_space is not None]
-    yield from _describe_at(space.node_space, context.child(".node_space", copied=True))
+    yield from _describe_at(space.node_space, context.graph_nodes())
     if space.edge_space is not None:
-        yield from _describe_at(space.edge_space, context.child(".edge_space", copied=True))
+        yield from _describe_at(space.edge_space, context.graph_edges())
 
 
 # --- build --------------------------------------------------------------------------------------
@@ -429,8 +467,9 @@ def _build_multi_binary(context: _NodeContext, _: Iterator[Any], n: Any) -> Spac
 def _build_text(
     context: _NodeContext, _: Iterator[Any], shortest: Any, longest: Any, characters: Any
 ) -> Space[Any]:
-    _check(type(shortest) is int and type(longest) is int, context, "length")
+    _check(type(shortest) is int and type(longest) is int and shortest >= 0, context, "length")
     _check(type(characters) is str, context, "charset")
+    context.charge_sample(shortest * _CHARACTER_BYTES, DecodingError)
     return spaces.Text(longest, min_length=shortest, charset=characters)
 
 
@@ -457,14 +496,13 @@ def _build_several(
 
 def _build_sequence(context: _NodeContext, nodes: Iterator[Any], stack: Any) -> Space[Any]:
     _check(type(stack) is bool, context, "stack")
-    child = _build(nodes, context.child(".feature_space", copied=stack))
-    return spaces.Sequence(child, stack=stack)
+    return spaces.Sequence(_build(nodes, context.items(stack=stack)), stack=stack)
 
 
 def _build_graph(context: _NodeContext, nodes: Iterator[Any], has_edges: Any) -> Space[Any]:
     _check(type(has_edges) is bool, context, "edge space")
-    node_space = _build(nodes, context.child(".node_space", copied=True))
-    edge_space = _build(nodes, context.child(".edge_space", copied=True)) if has_edges else None
+    node_space = _build(nodes, context.graph_nodes())
+    edge_space = _build(nodes, context.graph_edges()) if has_edges else None
     return spaces.Graph(node_space, edge_space)
 
 

@@ -14,7 +14,9 @@ import gymnasium
 import numpy as np
 from gymnasium import Space, spaces
 
-from gymwire.env_agent.interpreter import child, child_spaces
+from gymwire.env_agent.interpreter import child_spaces
+from gymwire.env_agent.interpreter.child.hosted import five_results
+from gymwire.env_agent.interpreter.child.spaces import read_space
 from gymwire.protocol import generators, logs
 from gymwire.protocol.errors import ConfigurationError
 
@@ -111,7 +113,7 @@ class OldGym(_Adapter):
 
     def step(self, action: Any) -> Any:
         """Run one step; return five values, also if the environment returns four."""
-        return child.five_results(self._made.step(action))
+        return five_results(self._made.step(action))
 
     def render(self) -> Any:
         """Return what the environment renders in the render mode."""
@@ -175,7 +177,7 @@ def _name(made: Any) -> str:
 
 def _read(space: Any, root: str) -> Space[Any]:
     """Return a space of Gymnasium with the attributes of another one."""
-    return child_spaces.build(child.read_space(space), root)
+    return child_spaces.build(read_space(space), root)
 
 
 def _from_spec(spec: Any, root: str) -> Space[Any]:

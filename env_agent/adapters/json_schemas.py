@@ -26,7 +26,7 @@ from gymnasium import Space, spaces
 from gymwire.protocol.json_values import NOT_FINITE, from_json, to_json
 
 MAX_CHOICES = 2**16  # an integer with more values is a Box, not a Discrete
-MAX_TEXT = 4096  # characters of a text whose schema has no maxLength
+DEFAULT_MAX_LENGTH = 4096  # characters of a text whose schema has no maxLength
 INT64 = np.iinfo(np.int64)
 Values = Mapping[str, Any]
 
@@ -102,7 +102,7 @@ def field_of(
             low, high = schema.get("minimum", -math.inf), schema.get("maximum", math.inf)
             return _plain(spaces.Box(low, high, (), np.float64))
         case "string":
-            longest = schema.get("maxLength", MAX_TEXT)
+            longest = schema.get("maxLength", DEFAULT_MAX_LENGTH)
             return _plain(spaces.Text(longest, min_length=schema.get("minLength", 0)))
         case "array":
             return _array(schema, known, budget)

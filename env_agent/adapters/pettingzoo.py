@@ -1,7 +1,7 @@
 """PettingZoo environments, served as environments whose values are dicts by agent.
 
 The learner's `ProxyParallelEnv` and `ProxyAECEnv` take these values apart again. The code that
-other interpreters share with this one is in `interpreter/child.py`.
+other interpreters share with this one is in `interpreter/child/agents.py`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import gymnasium
 from gymnasium import spaces
 
 from gymwire.env_agent.closing import closed_on_error
-from gymwire.env_agent.interpreter import child
+from gymwire.env_agent.interpreter.child import agents
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import MULTI_AGENT, EnvKind
 
 EXPOSED = ("observe", "state", "state_space")
 """Attributes that are always exposed in an environment with several agents."""
 
-kind_of = child.kind_of
+kind_of = agents.kind_of
 
 
 class EnvModule:
@@ -36,7 +36,7 @@ class EnvModule:
 
     def constructor(self, kind: str) -> Callable[..., Any]:
         """Return the function that makes environments of this kind, or the only one."""
-        found: Callable[..., Any] = child.constructor(self._module, kind)
+        found: Callable[..., Any] = agents.constructor(self._module, kind)
         return found
 
 
@@ -54,8 +54,8 @@ def adapt(made: Any, kind: str, name: str) -> MultiAgentEnv:
     attributes raise; it is closed then.
     """
     with closed_on_error([made]):
-        converted = child.converted(made, kind)
-        has = child.kind_of(converted)
+        converted = agents.converted(made, kind)
+        has = agents.kind_of(converted)
         check_kind(has, kind, name)
         adapter = ParallelAdapter if has == EnvKind.PARALLEL else AECAdapter
         return adapter(converted, spaces.Dict)
@@ -89,11 +89,11 @@ def has_one_agent(name: str) -> ConfigurationError:
     )
 
 
-class ParallelAdapter(child.ParallelByAgent, gymnasium.Env[Any, Any]):
+class ParallelAdapter(agents.ParallelByAgent, gymnasium.Env[Any, Any]):
     """A ParallelEnv as an environment of Gymnasium."""
 
 
-class AECAdapter(child.AECByAgent, gymnasium.Env[Any, Any]):
+class AECAdapter(agents.AECByAgent, gymnasium.Env[Any, Any]):
     """An AECEnv as an environment of Gymnasium."""
 
 

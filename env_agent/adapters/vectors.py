@@ -13,7 +13,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from gymwire.env_agent.closing import closed_on_error
-from gymwire.env_agent.interpreter import child
+from gymwire.env_agent.interpreter.child.failures import WrongTarget
+from gymwire.env_agent.interpreter.child.vectors import check_gym_vector
 from gymwire.protocol import logs, spaces
 from gymwire.protocol.errors import ConfigurationError
 
@@ -173,30 +174,31 @@ def _mode(made: Any, name: str) -> AutoresetMode:
 
 
 def warn_of_equal_seeds(made: VectorEnv[Any, Any, Any], name: str) -> None:
-    """Warn once for each seed with which two open vectors were made, as EnvPool's factories do.
+    """Warn of two open vectors that were made with the same seed, as EnvPool's factories do.
 
-    Such vectors ignore the seed of a reset, so both contain the same environments.
+    Such vectors ignore the seed of a reset, so both contain the same environments. There is one
+    warning for each name: a learner may choose the seeds.
     """
     config = getattr(made, "config", None)
     seed = config.get("seed") if isinstance(config, Mapping) else None
     if type(seed) is not int:
         return
     key = name, seed
-    if key in _LAST and key not in _WARNED:
-        _WARNED.add(key)
+    if key in _LAST and name not in _WARNED:
+        _WARNED.add(name)
         logs.logger().warning("vectors of several sessions have the same seed", env=name, seed=seed)
     _LAST[key] = made
 
 
 _LAST: WeakValueDictionary[tuple[str, int], Any] = WeakValueDictionary()
-_WARNED: set[tuple[str, int]] = set()
+_WARNED: set[str] = set()
 
 
 def check_of_gym(made: Any, name: str) -> None:
     """Raise ConfigurationError if this is a vector of gym before 0.26."""
     try:
-        child.check_gym_vector(made)
-    except child.WrongTarget as error:
+        check_gym_vector(made)
+    except WrongTarget as error:
         raise ConfigurationError(f"{name}: {error}.") from None
 
 

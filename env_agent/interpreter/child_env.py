@@ -14,8 +14,10 @@ from gymnasium.vector.utils import iterate
 from gymwire.env_agent.closing import closed_on_error
 from gymwire.env_agent.elsewhere import RunsElsewhere
 from gymwire.env_agent.hosted_vector import HostedVector
-from gymwire.env_agent.interpreter import child, child_spaces, child_values
-from gymwire.env_agent.interpreter.child import COMPACT, HEADER_SIZE, STEP
+from gymwire.env_agent.interpreter import child_spaces, child_values
+from gymwire.env_agent.interpreter.child.frames import COMPACT, HEADER_SIZE, STEP
+from gymwire.env_agent.interpreter.child.generators import GENERATOR
+from gymwire.env_agent.interpreter.child.spaces import SPACES
 from gymwire.env_agent.interpreter.child_process import ChildProcess
 from gymwire.protocol import generators
 from gymwire.protocol.errors import ConfigurationError, DecodingError
@@ -72,9 +74,9 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
 
     def _read(self, facts: Any, name: str, given: Mapping[str, Space[Any]]) -> None:
         self.observation_space, self.action_space = (
-            given[one] if one in given else built(one, facts[one], name) for one in child.SPACES
+            given[one] if one in given else built(one, facts[one], name) for one in SPACES
         )
-        read = [one for one in child.SPACES if one not in given]
+        read = [one for one in SPACES if one not in given]
         self.foreign_spaces = [
             part for one in read for part in child_spaces.foreign(facts[one], one)
         ]
@@ -203,12 +205,12 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
     @property
     def np_random(self) -> np.random.Generator:
         """A generator in the state of the environment's; drawing from it changes nothing there."""
-        found: np.random.Generator = self.get_wrapper_attr(child.GENERATOR)
+        found: np.random.Generator = self.get_wrapper_attr(GENERATOR)
         return found
 
     @np_random.setter
     def np_random(self, value: np.random.Generator) -> None:
-        self.set_wrapper_attr(child.GENERATOR, value)
+        self.set_wrapper_attr(GENERATOR, value)
 
     @property
     def np_random_seed(self) -> Any:

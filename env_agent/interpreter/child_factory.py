@@ -30,7 +30,8 @@ from gymwire.env_agent.factory import (
 from gymwire.env_agent.failure_reports import CodeRaised, WrongKeywords, naming_known
 from gymwire.env_agent.forks import end_if_forked
 from gymwire.env_agent.interpreter import child_errors
-from gymwire.env_agent.interpreter.child import WrongTarget
+from gymwire.env_agent.interpreter.child import making
+from gymwire.env_agent.interpreter.child.failures import WrongTarget
 from gymwire.env_agent.interpreter.child_env import ChildEnv, ChildVector
 from gymwire.env_agent.interpreter.child_errors import RaisedInChild
 from gymwire.env_agent.interpreter.child_process import ChildProcess, check_version
@@ -48,14 +49,18 @@ from gymwire.protocol.named_tuples import MAX_NAME
 
 DEPRECATED = "DeprecatedEnv"  # gymnasium's and gym's error for an old version of an id
 NOT_INSTALLED = "DependencyNotInstalled"  # theirs for a missing package
-WRONG_TARGET = ("__main__", WrongTarget.__name__)  # the module and the class where it is raised
+WRONG_TARGET = (
+    "gymwire_child.failures",
+    WrongTarget.__name__,
+)  # the module and the class where it is raised
 # The environment chooses the texts that are searched: no pattern may take quadratic time.
 _MISSING_KEYWORD = re.compile(
     r"missing \d+ required (?:positional|keyword-only) arguments?: '(\w+)'"
 )
 CHECK = "Check env_kwargs."
 _FILE = re.compile(r'^  File "(.*)", line', re.MULTILINE)
-_CALLERS = "child.py", "registration.py"  # the files that call the constructor
+# The files that call the constructor.
+_CALLERS = str(Path(making.__file__).resolve()), "registration.py"
 # What follows the traceback of a cause.
 _MORE = re.compile(r"^(The above|During handling of the above) exception", re.MULTILINE)
 

@@ -16,7 +16,15 @@ from typing import Any, NoReturn
 
 from gymwire.env_agent.elsewhere import EnvironmentGone
 from gymwire.env_agent.interpreter import child, child_errors, child_values
-from gymwire.env_agent.interpreter.child import COMPACT, HEADER, HEADER_SIZE, RAISED, STEP, VALUE
+from gymwire.env_agent.interpreter.child.frames import (
+    CALL,
+    COMPACT,
+    HEADER,
+    HEADER_SIZE,
+    RAISED,
+    STEP,
+    VALUE,
+)
 from gymwire.env_agent.interpreter.process_watch import ProcessWatch
 from gymwire.protocol import logs, values
 from gymwire.protocol.codec import MAX_MESSAGE
@@ -26,8 +34,9 @@ from gymwire.protocol.errors import (
     ProtocolError,
 )
 
-OLDEST = (3, 7)  # the oldest Python that runs `child.py`
-# Any Python can run it, but older ones than `OLDEST` cannot read `child.py`.
+PROGRAM = str(Path(child.__file__).resolve().with_name("__main__.py"))
+OLDEST = (3, 7)  # the oldest Python that runs `child`
+# Any Python can run it, but older ones than `OLDEST` cannot read `child`.
 _ASK_VERSION = "import sys; sys.stdout.write('Python %d.%d' % sys.version_info[:2])"
 START_S = 30.0  # for an interpreter to start, without the imports of the environment
 END_S = 2.0  # for a process that has closed its connection, or whose environments are closed
@@ -65,7 +74,7 @@ class ChildProcess:
         self._answers: dict[int, Answer] = {}  # that arrived before they were asked for
         self._arrived = bytearray()
         self._in = self._out = -1  # the process may end before this thread knows its pipes
-        command = [python, "-u", str(Path(child.__file__).resolve())]
+        command = [python, "-u", PROGRAM]
         try:
             self._process, self._in, self._out = watch.start(
                 command, environment(os.environ), self._on_end
@@ -151,7 +160,7 @@ class ChildProcess:
 
     def begin_call(self, index: int, name: str, *args: Any) -> int:
         """Send the request to call a method; return its number. Raises EncodingError."""
-        return self.begin(index, child.CALL, values.encode([name, list(args)], root=name))
+        return self.begin(index, CALL, values.encode([name, list(args)], root=name))
 
     def value(self, answer: Answer, tensors: set[str] | None = None) -> Any:
         """Return the value of an answer; `tensors` is that of `child_values.decode`."""

@@ -1,6 +1,6 @@
 """Gymnasium's spaces for what a process says about the spaces of its environment.
 
-It reads them by their attributes (`child.read_space`), so they may be Gymnasium's, those of old
+It reads them by their attributes (`child/spaces.py`), so they may be Gymnasium's, those of old
 gym, or anything else with these attributes.
 """
 
@@ -42,7 +42,7 @@ def _is_foreign(kind: str) -> bool:
 
 
 _LIBRARIES = ("gymnasium", "gym")
-_OF_CHILD = (".DictSpace", ".SpecSpace")  # of `child.py`, for PettingZoo and dm_env
+_OF_CHILD = (".DictSpace", ".SpecSpace")  # of `child`, for PettingZoo and dm_env
 
 
 def _described(found: Any, root: str) -> Iterator[tuple[str, str, list[Any]]]:

@@ -27,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 from gymnasium import Space, spaces
 
-from gymwire.env_agent.interpreter.child import AS_INT, COMPACT_HEAD, MARK
+from gymwire.env_agent.interpreter.child.frames import AS_INT, COMPACT_HEAD, MARK
 from gymwire.protocol import values
 from gymwire.protocol.arrays import copy_array, object_array, reorder
 from gymwire.protocol.conversions import Converted
@@ -42,7 +42,7 @@ Step = tuple[Any, float, bool, bool, dict[str, Any]]
 _REPR_LENGTH = 200
 _MAX_KEY = 4096  # more than can be sent: equal hashes make Python compare the keys
 _LIST, _ITEM, _NUMBER, _TEXT = 64, 8, 32, 80  # bytes of memory
-_REWARDS: tuple[Callable[[float], Any], ...] = (float, np.float64)  # by child.REWARDS
+_REWARDS: tuple[Callable[[float], Any], ...] = (float, np.float64)  # by libraries.REWARDS
 
 
 def decode(data: bytes, tensors: set[str] | None = None) -> Any:

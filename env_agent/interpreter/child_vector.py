@@ -10,7 +10,10 @@ from gymnasium import Space
 
 from gymwire.env_agent.adapters import vectors
 from gymwire.env_agent.elsewhere import RunsElsewhere
-from gymwire.env_agent.interpreter import child, child_values
+from gymwire.env_agent.interpreter import child_values
+from gymwire.env_agent.interpreter.child.generators import GENERATOR
+from gymwire.env_agent.interpreter.child.spaces import SPACES
+from gymwire.env_agent.interpreter.child.vectors import VECTOR
 from gymwire.env_agent.interpreter.child_env import ChildEnv, CopiedGenerator, built
 from gymwire.env_agent.interpreter.child_errors import RaisedInChild
 from gymwire.env_agent.interpreter.child_process import ChildProcess
@@ -41,7 +44,7 @@ class OwnVector(ChildEnv):
         refused: what its maker raised when it was told the mode, as the process reports it.
     """
 
-    kinds: ClassVar[tuple[str, ...]] = (child.VECTOR,)
+    kinds: ClassVar[tuple[str, ...]] = (VECTOR,)
 
     def __init__(self, request: Request, *described: Any) -> None:
         self._request = request
@@ -56,7 +59,7 @@ class OwnVector(ChildEnv):
         if self._request is not ONE:  # before the spaces are batched for as many as it names
             sized = bool(facts.get("takes_num_envs"))
             vectors.check_number(name, self.num_envs, self._request[0], takes_num_envs=sized)
-        for one in child.SPACES:
+        for one in SPACES:
             root = f"single_{one}"
             single = given[one] if one in given else built(root, facts[root], name)
             vars(self)[root] = single
@@ -89,7 +92,7 @@ class OwnVector(ChildEnv):
     def set_attr(self, name: str, found: Any) -> None:
         """Set an attribute of each environment."""
         kept: list[bool] = []
-        if name == child.GENERATOR and isinstance(found, list | tuple):
+        if name == GENERATOR and isinstance(found, list | tuple):
             kept = [isinstance(one, CopiedGenerator) for one in found]
             found = list(map(generators.describe, found))
         self._call("set_attr", name, found, kept)
@@ -138,6 +141,6 @@ def make_in(
     """
     packed = values.encode(dict(kwargs))
     facts = process.make(index, name, render_mode, packed, kind, list(given), list(request))
-    is_vector = type(facts) is dict and facts.get("kind") == child.VECTOR
+    is_vector = type(facts) is dict and facts.get("kind") == VECTOR
     described = process, index, facts, name, given
     return OwnVector(request, *described) if is_vector else ChildEnv(*described)

@@ -6,7 +6,7 @@ from typing import Any
 
 from gymnasium.vector import VectorWrapper
 
-from gymwire.env_agent.interpreter.child import GENERATOR
+from gymwire.env_agent.interpreter.child.generators import GENERATOR
 from gymwire.env_agent.interpreter.child_vector import AdaptedOwnVector
 
 __all__ = ["GENERATOR", "find_holder"]

@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib
 import json
 import re
-import sys
 import traceback
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ import gymnasium
 import numpy as np
 import structlog
 
+from gymwire.env_agent import env_names
 from gymwire.learner_agent.training import learners
 from gymwire.protocol.errors import ConfigurationError, GymwireError
 from gymwire.protocol.extras import install_line
@@ -97,7 +97,8 @@ def _naming(text: str) -> Iterator[None]:
 
 def _trace(error: Exception) -> str:
     """Return the traceback of an error, without what is above the user's code."""
-    trace, above = error.__traceback__, (__file__, importlib.__file__, "<frozen importlib")
+    above = (__file__, env_names.__file__, importlib.__file__, "<frozen importlib")
+    trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename.startswith(above):
         trace = trace.tb_next
     return "".join(traceback.format_exception(type(error), error, trace)).rstrip()
@@ -105,8 +106,7 @@ def _trace(error: Exception) -> str:
 
 def _module(name: str) -> Any:
     """Import a module or a file. Raises ConfigurationError if there is none."""
-    if "" not in sys.path:
-        sys.path.insert(0, "")
+    env_names.add_current_folder()
     if not name.endswith(".py"):
         try:
             return importlib.import_module(name)
@@ -118,19 +118,7 @@ def _module(name: str) -> Any:
     path = Path(name)
     if not path.is_file():
         raise ConfigurationError(f"There is no file {name}.")
-    sys.path.append(str(path.resolve().parent))  # so that it can import the modules beside it
-    # The file may have the name of a module that is in use already, such as random.py.
-    called = path.stem if path.stem not in sys.modules else str(path.resolve())
-    spec = spec_from_file_location(called, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[called] = module_from_spec(spec)  # a dataclass looks its module up
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[called]
-        raise
-    return module
+    return env_names.load_file(path)
 
 
 # --- models of Stable-Baselines3 ------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from gymwire.learner_agent.adapters import single_infos
 from gymwire.learner_agent.proxies import batching
 from gymwire.learner_agent.proxies.proxy_vector_env import ProxyVectorEnv
+from gymwire.learner_agent.training.checked_env import fault
 from gymwire.protocol import generators, values
 from gymwire.protocol.errors import (
     AttributeDenied,
@@ -158,6 +160,9 @@ class ProxyVecEnv(VecEnv):
             dones, bool (n_envs,); and the info of each environment.
         """
         observations, rewards, terminated, truncated, merged = self._vector.step_wait()
+        self._check("the reward {}, which is not an array of {} numbers", rewards, "biuf")
+        for name, flags in (("terminated", terminated), ("truncated", truncated)):
+            self._check(f"{{}} as {name}, which is not an array of {{}} bools", flags, "biu")
         dones = terminated | truncated
         ended = dones.nonzero()[0].tolist()
         lasts = self._lasts(merged, ended) if ended else {}
@@ -174,6 +179,12 @@ class ProxyVecEnv(VecEnv):
             infos[i][_CUT] = bool(truncated[i] and not terminated[i])
             infos[i]["terminal_observation"] = infos[i].pop(_FINAL)
         return observations, rewards.astype(np.float32), dones, infos
+
+    def _check(self, wrong: str, array: Any, kinds: str) -> None:
+        """Raise EnvironmentFailed unless this has an item of such a dtype for each environment."""
+        if getattr(array, "shape", None) != (self.num_envs,) or array.dtype.kind not in kinds:
+            address = self._vector._options.address  # noqa: SLF001 - of this package
+            raise fault(address, wrong.format(reprlib.repr(array), self.num_envs), "step")
 
     def _lasts(self, merged: dict[Any, Any], ended: list[int]) -> dict[int, dict[Any, Any]]:
         """Take the infos of the last steps of these episodes from those of a vector.

@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 AUTO_S = 0.5  # how long direct="auto" waits for a direct connection before it uses the relay
 ALWAYS_S = 2.5  # and how long direct="always" waits
 # So many losses within this time, each during a request, suggest that the path loses large packets.
-MAX_LOSSES = 3
+MAX_DIRECT_LOSSES = 3
 LOSSES_WITHIN_S = 60.0
 CHECK_EVERY_S = 0.002  # the pause between two checks of connections that are being made
+COUNTED_PAUSE_S = 0.25  # of a longer pause between two checks, as of a suspended process
 
 
 class DirectLink:
@@ -146,7 +147,7 @@ class DirectPath:
         self.resume = PLAIN.encode(Resume(session.open_msg.nonce), session.sid)
         self.up = self.denied = self.must_resume = self.went_down = self.was_lost = False
         # the times of the last losses during a request
-        self._losses = deque([-math.inf] * MAX_LOSSES, maxlen=MAX_LOSSES)
+        self._losses = deque([-math.inf] * MAX_DIRECT_LOSSES, maxlen=MAX_DIRECT_LOSSES)
         link.add(self)
 
     @property
@@ -337,9 +338,9 @@ class SessionPaths:
                 logs.logger().warning(
                     "direct connection given up, session relayed",
                     address=self._open_msg.address,
-                    why=f"{direct.transport.url} was lost {MAX_LOSSES} times during requests "
-                    f"within {LOSSES_WITHIN_S:g} s. The path may lose large packets, as behind a "
-                    f"tunnel with a wrong MTU",
+                    why=f"{direct.transport.url} was lost {MAX_DIRECT_LOSSES} times during "
+                    f"requests within {LOSSES_WITHIN_S:g} s. The path may lose large packets, as "
+                    f"behind a tunnel with a wrong MTU",
                 )
                 self.close_direct()
         self._choose()
@@ -385,12 +386,12 @@ def wait_until_attached(
     clock: Callable[[], float],
     waiting: Waiting = wait,
 ) -> None:
-    """Wait until each of these is up or denied, for at most `timeout_s` seconds."""
-    setup = _Setup(dialed)
-    setup.check()
+    """Wait until each of these is up or denied, for at most `timeout_s` seconds without pauses."""
+    setup = _Setup(dialed, timeout_s, clock())
+    setup.check(clock())
     waiting(
-        lambda: not setup.pending,
-        clock() + timeout_s,
+        lambda: not setup.pending or setup.left_s <= 0,
+        None,
         sources=(setup,),
         run_timers=setup.check,
         clock=clock,
@@ -401,11 +402,14 @@ def wait_until_attached(
 class _Setup:
     """Direct paths that are being opened; as a source of frames, the first of them."""
 
-    def __init__(self, dialed: Sequence[DirectPath]) -> None:
+    def __init__(self, dialed: Sequence[DirectPath], timeout_s: float, now: float) -> None:
         self.pending = list(dialed)
+        self.left_s, self._checked_at = timeout_s, now
 
-    def check(self, _now: float = 0.0) -> None:
+    def check(self, now: float) -> None:
         """Drop the paths that are up or denied."""
+        self.left_s -= min(now - self._checked_at, COUNTED_PAUSE_S)
+        self._checked_at = now
         for link in {id(one.link): one.link for one in self.pending}.values():
             link.check()
         self.pending = [one for one in self.pending if not one.up and not one.denied]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import gymnasium.error
@@ -89,3 +91,16 @@ def malformed(error: DecodingError, sender: str, header: Header) -> DecodingErro
     return DecodingError(
         f"{sender} sent a malformed {header.kind.name}{session}: {error}", path=error.path
     )
+
+
+@contextmanager
+def naming_agent(where: str) -> Iterator[None]:
+    """Let a DecodingError name the env agent that sent what cannot be used: a space, for example.
+
+    `where`: its address, as errors show it.
+    """
+    try:
+        yield
+    except DecodingError as error:
+        text = f"The env agent of {where} broke the protocol: {error}"
+        raise DecodingError(text, path=error.path) from None

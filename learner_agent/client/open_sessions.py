@@ -53,8 +53,7 @@ RETRY_MAX_S = 1.0  # the longest of these pauses
 QUIET_S = 3.0  # how long a session may wait for a slot before a log event says why
 # OPENs without an answer: fewer than a broker may refuse for a moment without cutting us off.
 MAX_OPENING = 256
-# So many sessions that are opened together use the local channel: a thousand in half the time.
-LOCAL_CHANNEL_FROM = 16
+MANY_OPENINGS = 16  # from so many on, the local channel is opened first: it halves the time
 PROBE_SEQ = 2**62  # a request number that is never next
 PROBE_S = 0.1  # the pause between two probes
 IN_USE_S = 3.0  # how long resume waits for the broker to notice that the other process has ended
@@ -164,7 +163,7 @@ class SessionOpener:
             )
             openings.append(_Opening(open_msg, pin, challenge))
         batch = _Batch(openings, timeout_s)
-        if len(openings) >= LOCAL_CHANNEL_FROM:  # fewer may do so with their first RESET
+        if len(openings) >= MANY_OPENINGS:  # fewer do so with their first RESET, if they need it
             self._connection.link.open_local_channel()
         try:
             self._complete(batch, self._wait_s if wait_s is None else wait_s)

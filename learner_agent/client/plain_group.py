@@ -13,7 +13,7 @@ from gymnasium.vector.utils import batch_space, concatenate, create_empty_array,
 
 from gymwire.learner_agent.client.session_group import SessionGroup
 from gymwire.learner_agent.client.steps_ahead import Outbox
-from gymwire.protocol import remote_space, spaces, vector_infos
+from gymwire.protocol import remote_space, vector_infos
 from gymwire.protocol.errors import ResetNeeded
 from gymwire.protocol.messages import (
     Call,
@@ -45,8 +45,7 @@ class PlainGroup(SessionGroup):
 
     def single_space(self, name: str) -> Space[Any]:
         """Return the space of one environment."""
-        first = self._sessions[0]
-        return spaces.build(getattr(first.opened, name), root=name, calls=first.space_calls)
+        return self._sessions[0].build_space(name)
 
     # --- requests ---------------------------------------------------------------------------------
 

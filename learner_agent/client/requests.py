@@ -20,8 +20,8 @@ from gymwire.protocol.control_limits import check_control
 from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.messages import KINDS, Kind, Message, Ping
 
-RESEND_S = 0.5  # the first silence after which a request is sent again; doubles each time
-RESEND_MAX_S = 4.0
+BROKER_RESEND_S = 0.5  # the first silence after which a request is sent again; doubles each time
+BROKER_RESEND_MAX_S = 4.0
 MAX_REPEATED = 64  # requests that are sent again at one time
 MAX_SHARED = 64  # different messages of which the sessions that are opened together share one
 MAX_SHARED_SIZE = 64 * 1024  # bytes of such a message; of larger ones, only the first is shared
@@ -55,7 +55,7 @@ class PendingRequest:
     seq: int
     frame: Frame
     resend_at: float
-    resend_s: float = RESEND_S
+    resend_s: float = BROKER_RESEND_S
     answer: Answer | None = None
     error: DecodingError | None = None
 
@@ -102,7 +102,7 @@ class BrokerRequests:
         frame = PLAIN.encode(message, sid, seq)
         kind = KINDS[type(message)]
         check_control(kind.name, frame, _ADVICE.get(kind, ""))
-        request = PendingRequest(seq, frame, now + RESEND_S)
+        request = PendingRequest(seq, frame, now + BROKER_RESEND_S)
         keep(request)
         self._pending[request.seq] = request
         return request
@@ -154,7 +154,7 @@ class BrokerRequests:
         """Repeat a request that the broker has not handled when its rate limit admits it."""
         request = self._pending.get(seq)
         if request is not None:
-            request.resend_at = now + min(max(MIN_RETRY_S, retry_after_s), RESEND_MAX_S)
+            request.resend_at = now + min(max(MIN_RETRY_S, retry_after_s), BROKER_RESEND_MAX_S)
 
     def forget(self, requests: Iterable[PendingRequest]) -> None:
         """Drop requests whose answers nobody waits for anymore."""
@@ -201,7 +201,7 @@ class BrokerRequests:
         for request in self._pending.values():
             if request.answer is None and now >= request.resend_at:
                 frames.append(request.frame)
-                request.resend_s = min(request.resend_s * 2, RESEND_MAX_S)
+                request.resend_s = min(request.resend_s * 2, BROKER_RESEND_MAX_S)
                 request.resend_at = now + request.resend_s
                 if len(frames) == MAX_REPEATED:  # the others the next time
                     break

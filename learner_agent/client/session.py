@@ -11,7 +11,7 @@ from gymnasium import Space
 
 from gymwire.learner_agent.client.direct import SessionPaths
 from gymwire.learner_agent.client.exchange import Exchange, verb_of
-from gymwire.learner_agent.client.failures import error_for, malformed
+from gymwire.learner_agent.client.failures import error_for, malformed, naming_agent
 from gymwire.learner_agent.client.session_timers import Repeats
 from gymwire.learner_agent.client.timings import Timings, apportion, waited
 from gymwire.learner_agent.client.waiting import TICK_S
@@ -94,8 +94,10 @@ class RemoteSession:
         self.sid, self.open_msg, self.opened = sid, open_msg, opened
         self.space_calls = SpaceCalls()
         self._spaces: dict[str, Space[Any]] = {}
-        observation = space_cache.codec_of(opened.observation_space, "observation_space")
-        action = space_cache.codec_of(opened.action_space, "action_space")
+        where = f"{open_msg.address!r}" + (f" ({opened.agent})" if opened.agent else "")
+        with naming_agent(where):
+            observation = space_cache.codec_of(opened.observation_space, "observation_space")
+            action = space_cache.codec_of(opened.action_space, "action_space")
         extended = VALUES in common(opened.limits.get("capabilities"))
         self._codec = (Codec if signer is None else partial(SignedCodec, signer))(
             observation, action, extended=extended
@@ -110,7 +112,7 @@ class RemoteSession:
         self.exchange = Exchange(
             sid,
             open_msg.nonce,
-            where=f"{open_msg.address!r}" + (f" ({opened.agent})" if opened.agent else ""),
+            where=where,
             contact=connection.contact,
             rng=connection.rng,
             steps=self._steps,
@@ -126,9 +128,13 @@ class RemoteSession:
         """Return the observation space or the action space, with a random generator of its own."""
         # No cached properties: those use `__dict__`, which makes each attribute slower.
         if name not in self._spaces:
-            described = getattr(self.opened, name)
-            self._spaces[name] = spaces.build(described, root=name, calls=self.space_calls)
+            self._spaces[name] = self.build_space(name)
         return self._spaces[name]
+
+    def build_space(self, name: str) -> Space[Any]:
+        """Return a space that OPENED describes, each time with a random generator of its own."""
+        with naming_agent(self.exchange.where):
+            return spaces.build(getattr(self.opened, name), root=name, calls=self.space_calls)
 
     @property
     def path(self) -> Transport:

@@ -13,7 +13,7 @@ from gymwire.learner_agent.client.failures import lost_because
 from gymwire.learner_agent.client.readiness import Sources, all_ready, one_ready
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.steps_ahead import Outbox
-from gymwire.protocol import dialogue, spaces
+from gymwire.protocol import dialogue
 from gymwire.protocol.errors import (
     EnvironmentFailed,
     EnvironmentLost,
@@ -76,8 +76,7 @@ class SessionGroup:
 
     def single_space(self, name: str) -> Space[Any]:
         """Return the space of one environment. `name`: that of the vector's."""
-        first, root = self._sessions[0], f"single_{name}"
-        return spaces.build(getattr(first.opened, root), root=root, calls=first.space_calls)
+        return self._sessions[0].build_space(f"single_{name}")
 
     # --- requests ---------------------------------------------------------------------------------
 

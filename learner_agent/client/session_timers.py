@@ -16,7 +16,7 @@ from gymwire.protocol.transport.interface import Transport
 if TYPE_CHECKING:
     from gymwire.learner_agent.client.session import RemoteSession
 
-MANY = 64  # sessions whose timers take so long that they must not run at every occasion
+MANY_TIMERS = 64  # sessions whose timers take so long that they must not run at every occasion
 MAX_REPEATED = 64  # frames that the sessions send again in one run; the last may send a few more
 REPEATS_PER_SECOND = 640  # frames that the sessions send again, and their PINGs
 CHECK_ALL_S = 1.0  # the longest time without a look at every session
@@ -88,7 +88,7 @@ class SessionTimers:
         if first is None or checks_all:
             self._check_all_at = now + self._check_every_s
         self._first = first or 0
-        if len(ordered) > MANY:
+        if len(ordered) > MANY_TIMERS:
             self._next_at = now + min(pause_s, self._check_every_s)
 
     def _tick(

@@ -9,6 +9,7 @@ from typing import Any
 
 import gymnasium
 
+from gymwire.learner_agent.client.failures import naming_agent
 from gymwire.learner_agent.proxies.interrupts import keeps_replies
 from gymwire.learner_agent.proxies.session_owner import SessionOwner
 from gymwire.protocol import remote_space, spaces
@@ -69,7 +70,8 @@ class RemoteAttributes:
                 case {"value": value}:
                     return value
                 case {"space": description}:
-                    return spaces.build(description, root=name)
+                    with naming_agent(repr(self._owner.options.address)):
+                        return spaces.build(description, root=name)
                 case {"method": True}:
                     self._methods.add(name)
                 case _:

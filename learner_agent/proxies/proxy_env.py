@@ -328,7 +328,8 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         """
         remote = self._owner.generators
         if remote is None:
-            remote = RemoteGenerators(self._read_generator, self._write_generator)
+            where = repr(self._owner.options.address)
+            remote = RemoteGenerators(self._read_generator, self._write_generator, where)
             remote.make(self._read_generator())
             self._owner.generators = remote
         return remote.give()[0]

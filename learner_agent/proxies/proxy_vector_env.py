@@ -466,13 +466,12 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
 
         Code that draws through a `bit_generator` (numba, Cython) is not supported.
         """
-        return (self._steps.generators or self._make_generators()).give()
-
-    def _make_generators(self) -> RemoteGenerators:
-        remote = RemoteGenerators(self._read_generators, self._write_generators)
-        remote.make(self._read_generators())
-        self._steps.generators = remote
-        return remote
+        if self._steps.generators is None:
+            read, write = self._read_generators, self._write_generators
+            remote = RemoteGenerators(read, write, repr(self._options.address))
+            remote.make(read())
+            self._steps.generators = remote
+        return self._steps.generators.give()
 
     def _generator_states(self) -> tuple[Any, ...]:
         self._check_usable(steps=True)

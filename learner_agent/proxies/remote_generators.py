@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from gymwire.learner_agent.client.failures import naming_agent
 from gymwire.learner_agent.proxies import numba_types
 from gymwire.learner_agent.proxies.interrupts import kept_for_getattr, raise_kept
 from gymwire.protocol import generators
 from gymwire.protocol.errors import (
+    DecodingError,
     EnvironmentClosed,
     EnvironmentFailed,
     EnvironmentLost,
@@ -30,16 +32,21 @@ class RemoteGenerators:
     Args:
         read: returns the states of the environments' generators, as `generators.describe` does.
         write: sets these generators to states. Doing it twice is as good as once.
+        where: the address of the environments, as errors show it.
 
     Attributes:
         all: the generators, one for each environment.
     """
 
     def __init__(
-        self, read: Callable[[], Sequence[Any]], write: Callable[[Sequence[Any]], None]
+        self,
+        read: Callable[[], Sequence[Any]],
+        write: Callable[[Sequence[Any]], None],
+        where: str = "",
     ) -> None:
         self._read = read
         self._write = write
+        self._where = where
         self._is_fresh = False  # whether the states are those of the environments, or later ones
         self._is_drawn = False  # whether they are later ones
         self._is_writing = False
@@ -49,7 +56,8 @@ class RemoteGenerators:
 
     def make(self, states: Sequence[Any]) -> None:
         """Make the generators, in these states."""
-        self.all = [RemoteGenerator(self, state) for state in states]
+        with naming_agent(self._where):
+            self.all = [RemoteGenerator(self, state) for state in states]
         self._is_fresh = True
 
     def give(self) -> tuple[RemoteGenerator, ...]:
@@ -72,21 +80,26 @@ class RemoteGenerators:
             return
         if self._pid == os.getpid():
             with contextlib.suppress(EnvironmentFailed, EnvironmentLost, MoveError):
-                for generator, state in zip(self.all, read(), strict=True):
-                    generator.use_state(state)
+                self._use_states(read())
         for number in released:
             former = self.all[number]
             self.all[number] = RemoteGenerator(self, former.own_state)
             former.detach()
         self._given -= released
 
+    def _use_states(self, states: Sequence[Any]) -> None:
+        with naming_agent(self._where):
+            if len(states) != len(self.all):
+                raise DecodingError(f"{len(states)} random generators instead of {len(self.all)}.")
+            for generator, state in zip(self.all, states, strict=True):
+                generator.use_state(state)
+
     def begin_draw(self) -> None:
         """Read the states if they may be old. They will be written back."""
         if self._pid != os.getpid():
             self._is_fresh = self._is_drawn = False
         if not self._is_fresh:
-            for generator, state in zip(self.all, self._read(), strict=True):
-                generator.use_state(state)
+            self._use_states(self._read())
             self._is_fresh, self._pid = True, os.getpid()
 
     def mark_drawn(self) -> None:

@@ -21,7 +21,16 @@ from gymwire.protocol.messages import EnvKind
 
 
 def open_group(options: VectorProxyOptions, connection: BrokerConnection) -> SessionGroup:
-    """Open the sessions of a vector. Raises what `BrokerConnection.open_all` raises."""
+    """Open the sessions of a vector, and warn if it does not have the render mode.
+
+    Raises what `BrokerConnection.open_all` raises.
+    """
+    group = _open(options, connection)
+    options.warn_of_render_mode(group[0].opened.metadata)
+    return group
+
+
+def _open(options: VectorProxyOptions, connection: BrokerConnection) -> SessionGroup:
     mode = AutoresetMode(options.autoreset_mode)
     truncates = options.on_lost == "truncate"
     make_group = partial(TruncatingGroup, mode) if truncates else SessionGroup

@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from numpy.typing import NDArray
 
 from gymwire.protocol.errors import EnvironmentFailed
 
@@ -20,8 +21,8 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     Args:
         env: the environment.
         address: its address, for the text of errors.
-        observations: also check that observations fit the observation space. Bounds of a Box are
-            not checked.
+        observations: also check that observations fit the observation space. The bounds of a Box
+            are not checked.
     """
 
     def __init__(
@@ -77,11 +78,10 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             raise self._fault(what, method)
 
     def _flag(self, value: Any, name: str) -> bool:
-        try:
+        if _is_number(value):
             return bool(value)
-        except (TypeError, ValueError):  # such as an array of two
-            what = f"{_short(value)} as {name}, which is neither true nor false"
-            raise self._fault(what, "step") from None
+        what = f"{_short(value)} as {name}, which is neither true nor false"
+        raise self._fault(what, "step")
 
     def _fault(self, what: str, method: str) -> EnvironmentFailed:
         return fault(self._address, what, method)
@@ -105,15 +105,17 @@ def _is_number(reward: Any) -> bool:
 
 
 def _fits(value: Any, space: gymnasium.Space[Any]) -> bool:
-    """Return whether a value has the structure and shapes of a space."""
+    """Return whether a value has the structure and shapes of a space, and its integers."""
     match space:
-        case spaces.Discrete():
-            return _is_number(value) and bool(space.start <= value < space.start + space.n)
-        case spaces.Box() | spaces.MultiDiscrete() | spaces.MultiBinary():
-            try:
-                return bool(np.shape(value) == space.shape)
-            except ValueError:  # lists of different lengths
+        case spaces.Discrete() | spaces.MultiDiscrete() | spaces.MultiBinary():
+            array = _numbers(value)
+            if array is None or array.shape != space.shape:
                 return False
+            integers = array.astype(space.dtype)
+            return bool(np.array_equal(integers, array)) and space.contains(integers[()])
+        case spaces.Box():
+            array = _numbers(value)
+            return array is not None and array.shape == space.shape
         case spaces.Dict():
             return isinstance(value, Mapping) and all(
                 key in value and _fits(value[key], part) for key, part in space.items()
@@ -125,6 +127,15 @@ def _fits(value: Any, space: gymnasium.Space[Any]) -> bool:
                 and all(map(_fits, value, space))
             )
     return True
+
+
+def _numbers(value: Any) -> NDArray[Any] | None:
+    """Return a value as an array; None if it consists of something else than numbers."""
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of different lengths
+        return None
+    return array if array.dtype.kind in "biuf" else None
 
 
 def _short(value: object) -> str:

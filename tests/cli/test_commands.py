@@ -313,6 +313,8 @@ TWO = np.zeros(2)
         ({"reward": "1"}, "the reward '1', which is not a number"),
         ({"reward": TWO}, "the reward array([0., 0.]), which is not a number"),
         ({"terminated": TWO}, "array([0., 0.]) as terminated, which is neither true nor false"),
+        ({"terminated": "no"}, "'no' as terminated, which is neither true nor false"),
+        ({"truncated": None}, "None as truncated, which is neither true nor false"),
         ({"truncated": TWO}, "array([0., 0.]) as truncated, which is neither true nor false"),
     ],
 )
@@ -347,8 +349,15 @@ BOX = spaces.Box(0, 1, (2,))
 @pytest.mark.parametrize(
     ("space", "right", "wrong"),
     [
-        (spaces.Discrete(3, start=1), [1, np.int64(3), np.array(2)], [0, 4, None, "1", TWO]),
-        (BOX, [np.zeros(2), [0, 1], np.full(2, 9.0)], [0.0, np.zeros(3), [[0], [0, 1]]]),
+        (spaces.Discrete(3, start=1), [1, np.int64(3), np.array(2)], [0, 4, 1.5, None, "1", TWO]),
+        (
+            BOX,
+            [np.zeros(2), [0, 1], np.full(2, 9.0)],
+            [0.0, np.zeros(3), [[0], [0, 1]], ["a", "b"]],
+        ),
+        (spaces.Box(0, 1, ()), [0.5, np.float32(1)], [None, "1"]),
+        (spaces.MultiDiscrete([2, 3]), [[1, 2], np.ones(2)], [[2, 0], [0.5, 0], 1, [-1, 0]]),
+        (spaces.MultiBinary(2), [[0, 1], np.ones(2, bool)], [[2, 0], [0.5, 0], "01"]),
         (spaces.Dict(a=BOX), [{"a": TWO}, {"a": TWO, "b": 1}], [{}, TWO, {"a": 1}]),
         (spaces.Tuple([BOX, BOX]), [(TWO, TWO)], [(TWO,), TWO, (TWO, 1)]),
         (spaces.Text(3), ["abc", None], []),

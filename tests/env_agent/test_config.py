@@ -67,13 +67,16 @@ def test_an_offer_may_have_an_interpreter_of_its_own(file: Path) -> None:
         ("offer = 3", "one \\[\\[offer\\]\\] table"),
         ("offer = [3]", "offer 1: \\[\\[offer\\]\\] must be a table"),
         ("[[offer]]\nenv = 'CartPole-v1'", "offer 1: address is missing"),
-        ("[[offer]]\naddress = 'a'", "offer 1: env is missing"),
+        ("[[offer]]\naddress = 'a'", r"offer 1 \('a'\): env is missing"),
         ("[[offer]]\naddress = 'a'\nenv = 3", "env must be a text, not 3"),
         ("[[offer]]\naddress = 'a'\nenv = 'CartPole-v1'\nmax_sessions = true", "be a whole number"),
         ("[[offer]]\naddress = 'a'\nenv = 'CartPole-v1'\nexpose = 'x'", "expose must be a list"),
         ("[[offer]]\naddress = 'a'\nenv = 'CartPole-v1'\nslots = 2", "unknown key 'slots'"),
         ("other = 1\n" + GOOD, "nothing else"),
-        ("[[offer]]\naddress = 'a b'\nenv = 'CartPole-v1'", "offer 1: 'a b' is not an address"),
+        (
+            "[[offer]]\naddress = 'a b'\nenv = 'CartPole-v1'",
+            r"offer 1 \('a b'\): 'a b' is not an address",
+        ),
         (
             "[[offer]]\naddress = 'a'\nenv = 'CartPole-v1'\nwrap = [3]",
             "wrap must be a list of texts",
@@ -106,11 +109,11 @@ def test_a_wrong_file_is_an_error_that_says_where(file: Path, text: str, why: st
         ("address = 'a'\nenv = 'no_such_module:Env'", "no_such_module"),
         (
             "address = 'x/y'\nenv = 'CartPole-v1'\nspaces = 'a:b'",
-            "x/y: Only an environment in another interpreter can be given its spaces. Also give `",
+            "('x/y'): Only an environment in another interpreter can be given its spaces. Also",
         ),
         (
             "address = 'x/y'\nenv = 'CartPole-v1'\npython = 'p'\nwrap = ['a:b']",
-            "x/y: Wrappers work with environments of this interpreter only. Leave `wrap` (--wrap)",
+            "('x/y'): Wrappers work with environments of this interpreter only. Leave `wrap` (--wr",
         ),
     ],
 )
@@ -120,7 +123,8 @@ def test_a_bad_offer_is_logged_and_leaves_the_good_ones(file: Path, bad: str, wh
         assert [one.address for one in load(file)] == ["cartpole", "lab/ice"]
     (log,) = logs
     assert log["event"] == "offer left out"
-    assert log["why"].startswith(f"{file}, offer 3: ")
+    named = f" ({log['address']!r})" if isinstance(log["address"], str) else ""
+    assert log["why"].startswith(f"{file}, offer 3{named}: ")
     assert why in log["why"]
 
 
@@ -193,7 +197,7 @@ def test_code_of_a_bad_offer_that_raises_leaves_the_good_ones(
     with structlog.testing.capture_logs() as logs:
         assert [one.address for one in load(file)] == ["cartpole", "lab/ice"]
     (log,) = logs
-    assert log["why"].startswith(f"{file}, offer 3: ")
+    assert log["why"].startswith(f"{file}, offer 3 ('a'): ")
     assert why in log["why"]
     assert "\n" not in log["why"]
     assert ("Traceback" in log.get("traceback", "")) is has_trace
@@ -209,7 +213,9 @@ def test_an_unexpected_exception_of_an_offer_leaves_the_good_ones(
     file.write_text(f"{GOOD}\n[[offer]]\naddress='a'\nenv='CartPole-v1'\nwrap=['x:y']\n")
     with structlog.testing.capture_logs() as logs:
         assert [one.address for one in load(file)] == ["cartpole", "lab/ice"]
-    assert logs[0]["why"].startswith(f"{file}, offer 3: its code raised OSError: disk failed (")
+    assert logs[0]["why"].startswith(
+        f"{file}, offer 3 ('a'): its code raised OSError: disk failed ("
+    )
 
 
 def test_a_missing_file_is_named(file: Path) -> None:

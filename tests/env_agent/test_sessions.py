@@ -18,7 +18,7 @@ from gymwire.env_agent.adapters import pettingzoo
 from gymwire.env_agent.environments import Service
 from gymwire.env_agent.factory import Factory
 from gymwire.env_agent.runners.runner import Runner
-from gymwire.env_agent.sessions import MAX_TEXT, MAX_WARNED, SessionHost, Warned
+from gymwire.env_agent.sessions import MAX_WARNED, MAX_WARNED_TEXT, SessionHost, Warned
 from gymwire.env_agent.slot import Slot
 from gymwire.protocol import spaces
 from gymwire.protocol.capabilities import CAPABILITIES
@@ -280,8 +280,8 @@ def test_warnings_about_values_are_short_and_bounded(log: list[Any]) -> None:
     warned = [{**entry} for entry in log if entry["log_level"] == "warning"]
     assert len(warned) == MAX_WARNED + 1
     assert warned[-1]["event"] == "no further warnings about values"
-    assert max(len(str(entry)) for entry in warned) < 3 * MAX_TEXT
-    assert len(str(host._warned)) < 3 * MAX_TEXT * MAX_WARNED
+    assert max(len(str(entry)) for entry in warned) < 3 * MAX_WARNED_TEXT
+    assert len(str(host._warned)) < 3 * MAX_WARNED_TEXT * MAX_WARNED
 
 
 @pytest.mark.parametrize("at", [MAX_WARNED - 2, MAX_WARNED - 1])

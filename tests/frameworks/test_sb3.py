@@ -15,7 +15,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from gymwire import ProxyEnv
+from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.protocol.errors import (
     AttributeDenied,
     BatchSizeError,
@@ -530,6 +530,30 @@ def test_closing_frees_the_slots_and_refuses_more(opened: Make) -> None:
     with pytest.raises(EnvironmentClosed):
         there.reset()
     opened("mixed").reset()
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (1, None, "the reward None, which is not an array of 3 numbers"),
+        (1, ["much"] * 3, "the reward ['much', 'much', 'much'], which"),
+        (1, np.ones(4), "the reward array([1., 1., 1., 1.]), which"),
+        (1, np.array(["much"] * 3), "'<U4'), which is not an array of 3 numbers"),
+        (2, None, "None as terminated, which is not an array of 3 bools"),
+        (3, "no", "'no' as truncated, which is not an array of 3 bools"),
+    ],
+)
+def test_a_wrong_reward_or_flag_is_the_environments_fault(
+    opened: Make, monkeypatch: pytest.MonkeyPatch, place: int, value: Any, said: str
+) -> None:
+    envs = opened("cartpole")
+    step = [envs.reset(), np.ones(3), np.zeros(3, bool), np.zeros(3, bool), {}]
+    step[place] = value
+    monkeypatch.setattr(ProxyVectorEnv, "step_wait", lambda _: tuple(step))
+    with pytest.raises(EnvironmentFailed) as caught:
+        envs.step_wait()
+    assert str(caught.value).startswith("The environment at 'sb3-cartpole' returned ")
+    assert said in str(caught.value)
 
 
 def test_a_step_is_awaited_once_and_abandoned_by_reset(opened: Make) -> None:

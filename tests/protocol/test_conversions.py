@@ -18,7 +18,8 @@ import pytest
 from gymnasium import spaces
 
 from gymwire.broker.decoding import decode
-from gymwire.env_agent.interpreter import child, child_values
+from gymwire.env_agent.interpreter import child_values
+from gymwire.env_agent.interpreter.child import frames
 from gymwire.protocol import named_tuples, values
 from gymwire.protocol.codec import PLAIN, Codec, read_header
 from gymwire.protocol.errors import DecodingError, EncodingError
@@ -338,7 +339,7 @@ def test_a_named_tuple_has_the_names_that_python_allows(name: str, fields: tuple
             values.decode(data)
         with pytest.raises(ValueError, match="name"):
             named_tuples.base_type(name, fields)
-        marked = (child.MARK, "named", name, fields, [*range(len(fields))])
+        marked = (frames.MARK, "named", name, fields, [*range(len(fields))])
         with pytest.raises(DecodingError):
             child_values.decode(values.encode(marked))
     else:
@@ -351,7 +352,7 @@ def test_the_names_of_a_named_tuple_are_text(name: Any, field: Any) -> None:
     with pytest.raises(DecodingError):
         values.decode(frame(8, [name, [field], [0]]))
     with pytest.raises(DecodingError):
-        child_values.decode(values.encode((child.MARK, "named", name, [field], [0])))
+        child_values.decode(values.encode((frames.MARK, "named", name, [field], [0])))
 
 
 def test_a_rebuilt_named_tuple_does_what_a_local_one_does() -> None:

@@ -269,6 +269,11 @@ BAD = {
     "a Sequence of a number": [["Sequence", 1], ["MultiBinary", 1]],
     "Graphs whose copies double": [["Graph", False]] * 40 + [["Discrete", "<i8", 2, 0]],
     "Sequences whose copies double": [["Sequence", True]] * 40 + [["Discrete", "<i8", 2, 0]],
+    "a Text that no memory holds": [["Text", 2**40, 2**41, "a"]],
+    "a Sequence of long texts": [["Sequence", False], ["Text", 2**20, 2**20, "a"]],
+    "a Text whose length is negative": [["Text", -1, 3, "a"]],
+    "Sequences whose samples multiply": [["Sequence", False]] * 40 + [["Discrete", "<i8", 2, 0]],
+    "Graphs whose samples multiply": [["Graph", False]] * 8 + [["Discrete", "<i8", 2, 0]],
     "65 levels": [["Tuple", 1]] * 64 + [["Discrete", "<i8", 2, 0]],
     "5000 levels": [["Tuple", 1]] * 5000,
 }

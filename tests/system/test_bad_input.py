@@ -387,7 +387,7 @@ def test_an_offer_whose_environment_cannot_be_made_is_named(
     )
     options = ("--broker", url, "--log-format", "json")
     agent = programs.start("gymwire", "serve", "--config", str(file), *options)
-    where = f"{file}, offer 1: The interpreter /nope/python cannot be started"
+    where = f"{file}, offer 1 ('gone'): The interpreter /nope/python cannot be started"
     if is_only:
         assert agent.wait() == 2
         assert any(line.startswith(f"gymwire serve: {where}") for line in agent.output)

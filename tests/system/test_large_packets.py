@@ -10,7 +10,7 @@ import pytest
 
 from gymwire import ProxyEnv
 from gymwire.learner_agent.client import direct
-from gymwire.learner_agent.client.direct import MAX_LOSSES
+from gymwire.learner_agent.client.direct import MAX_DIRECT_LOSSES
 from gymwire.protocol.errors import BrokerUnreachable, EnvironmentLost
 from gymwire.protocol.transport import dealer
 from tests.chaos.relays import TcpRelay
@@ -90,7 +90,7 @@ def test_between_learner_and_env_agent_the_broker_relays(
     with ProxyEnv("noise", url, direct="always") as env:
         session = env._session
         assert session.is_direct
-        deadline = time.monotonic() + MAX_LOSSES * DEAD_S + PATIENCE_S
+        deadline = time.monotonic() + MAX_DIRECT_LOSSES * DEAD_S + PATIENCE_S
         env.reset(seed=1)
         while session.paths.direct is not None:
             env.step(env.action_space.sample())

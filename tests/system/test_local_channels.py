@@ -18,7 +18,7 @@ import pytest
 from gymnasium.vector import SyncVectorEnv
 
 from gymwire import ProxyEnv, ProxyVectorEnv
-from gymwire.learner_agent.client.open_sessions import LOCAL_CHANNEL_FROM
+from gymwire.learner_agent.client.open_sessions import MANY_OPENINGS
 from gymwire.protocol.errors import EnvironmentLost, NoFreeSlot
 from gymwire.protocol.security import keys
 from gymwire.protocol.transport.unix import CAN_LISTEN, UnixDealer
@@ -134,11 +134,12 @@ def test_many_sessions_are_opened_over_the_local_channel(
     programs: Programs, broker_url: str, direct: str
 ) -> None:
     address = f"lakes-{direct}"
-    slots = ("--max-sessions", str(LOCAL_CHANNEL_FROM))
-    programs.env_agent(broker_url, "--address", address, "--env", LAKE, *slots)
-    for number in (LOCAL_CHANNEL_FROM - 1, LOCAL_CHANNEL_FROM):
+    programs.env_agent(
+        broker_url, "--address", address, "--env", LAKE, "--max-sessions", str(MANY_OPENINGS)
+    )
+    for number in (MANY_OPENINGS - 1, MANY_OPENINGS):
         with ProxyVectorEnv(address, number, broker_url, sessions=number, direct=direct) as remote:
-            assert (local_channel_of(remote) is not None) is (number == LOCAL_CHANNEL_FROM)
+            assert (local_channel_of(remote) is not None) is (number == MANY_OPENINGS)
             local = SyncVectorEnv([lambda: gymnasium.make(LAKE)] * number)
             assert_same(local.reset(seed=2), remote.reset(seed=2))
             actions = np.ones(number, np.int64)

@@ -13,7 +13,9 @@ from gymnasium import spaces
 
 from gymwire.env_agent.environments import Environments, Service
 from gymwire.env_agent.factory import Factory
-from gymwire.env_agent.interpreter import child
+from gymwire.env_agent.interpreter.child import libraries
+from gymwire.env_agent.interpreter.child.dm_envs import DmEnv
+from gymwire.env_agent.interpreter.child.hosted import Hosted
 from gymwire.env_agent.runners.runner import Runner
 from gymwire.errors import ConfigurationError
 from gymwire.protocol import generators
@@ -203,7 +205,7 @@ def test_a_step_in_another_interpreter_becomes_what_it_becomes_here(
         def step(self, action: int) -> Any:
             return kind([np.zeros(2, np.float32), 0.5, np.True_, info])
 
-    here, there = make(Uses), child.Hosted(Uses(), None)
+    here, there = make(Uses), Hosted(Uses(), None)
     here.reset()
     for _ in range(2):
         expected = (np.zeros(2, np.float32), 0.5, not is_cut, is_cut, {"n": 1})
@@ -300,8 +302,8 @@ class Seedless(Dm):
 def test_a_seed_that_an_environment_of_dm_env_does_not_take_is_logged_once(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(child, "np", np)
-    env, there = make(Seedless), child.Hosted(child.DmEnv(Seedless()), None)
+    monkeypatch.setattr(libraries, "np", np)
+    env, there = make(Seedless), Hosted(DmEnv(Seedless()), None)
     with structlog.testing.capture_logs() as logs:
         for _ in range(2):
             observation, info = env.reset(seed=1)
@@ -313,11 +315,11 @@ def test_a_seed_that_an_environment_of_dm_env_does_not_take_is_logged_once(
 def test_an_environment_of_dm_env_may_have_a_method_for_seeds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(child, "np", np)
+    monkeypatch.setattr(libraries, "np", np)
     seeds: list[int] = []
     monkeypatch.setattr(Seedless, "seed", lambda self, seed: seeds.append(seed), raising=False)
     make(Seedless).reset(seed=1)
-    child.Hosted(child.DmEnv(Seedless()), None).reset(2, None)
+    Hosted(DmEnv(Seedless()), None).reset(2, None)
     assert seeds == [1, 2]
 
 

@@ -55,9 +55,9 @@ def test_a_second_vector_with_the_same_seed_is_warned_of_once() -> None:
         factory.make_vector(1, AutoresetMode.NEXT_STEP, None, {"seed": 42}).close()  # and dropped
         kept = [
             factory.make_vector(2, AutoresetMode.NEXT_STEP, None, {"seed": seed})
-            for seed in (42, 43, 43, 43)
+            for seed in (42, 43, 43, 43, 44, 44)  # a learner may choose the seeds
         ]
-    assert len(kept) == 4
+    assert len(kept) == 6
     warned = [(one["env"], one["seed"]) for one in log if "the same seed" in one["event"]]
     assert warned == [("seeded", 43)]
 

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import enum
 import math
+import sys
 from collections import Counter, OrderedDict, UserDict, defaultdict, namedtuple
 from collections.abc import Iterator, Mapping
 from itertools import permutations
@@ -16,6 +17,9 @@ import numpy as np
 import pytest
 
 from gymwire.env_agent.interpreter import child, child_errors, child_values
+from gymwire.env_agent.interpreter.child import failures, frames, libraries, packing
+from gymwire.env_agent.interpreter.child.channel import Channel
+from gymwire.env_agent.interpreter.child.program import Child
 from gymwire.protocol import arrays, named_tuples, values
 from gymwire.protocol import value_limits as limits
 from gymwire.protocol.errors import DecodingError
@@ -26,11 +30,14 @@ from tests.plain_envs import Asked
 from tests.rich_envs import Tensor
 from tests.sameness import assert_same
 
-SOURCE = Path(child.__file__).read_text(encoding="utf-8")
+SOURCES = {
+    path.stem: path.read_text(encoding="utf-8") for path in Path(child.__file__).parent.glob("*.py")
+}
 # Modules of the standard library that Python 3.7 and PyPy have.
 OF_PYTHON_3_7 = {
     "__future__", "collections", "dataclasses", "enum", "faulthandler", "importlib", "inspect",
     "os", "pathlib", "signal", "struct", "sys", "threading", "time", "traceback", "typing",
+    "warnings",
 }  # fmt: skip
 # Names that later versions added to these modules and to Python's own types.
 LATER = {
@@ -41,33 +48,39 @@ LATER = {
 
 
 def test_its_syntax_is_that_of_python_3_7() -> None:
-    tree = ast.parse(SOURCE, feature_version=(3, 7))
-    assert "from __future__ import annotations" in SOURCE
-    for node in ast.walk(tree):
-        # What `feature_version` lets pass: positional-only parameters, := and `match`.
-        assert not isinstance(node, ast.NamedExpr | ast.Match)
-        assert not isinstance(node, ast.arguments) or not node.posonlyargs
-        if isinstance(node, ast.Call):
-            assert not {"strict"} & {word.arg for word in node.keywords}
+    for source in SOURCES.values():
+        tree = ast.parse(source, feature_version=(3, 7))
+        assert len(tree.body) == 1 or "from __future__ import annotations" in source
+        for node in ast.walk(tree):
+            # What `feature_version` lets pass: positional-only parameters, := and `match`.
+            assert not isinstance(node, ast.NamedExpr | ast.Match)
+            assert not isinstance(node, ast.arguments) or not node.posonlyargs
+            if isinstance(node, ast.Call):
+                assert not {"strict"} & {word.arg for word in node.keywords}
 
 
 def test_it_imports_what_python_3_7_has_alone() -> None:
-    tree = ast.parse(SOURCE)
+    trees = [ast.parse(source) for source in SOURCES.values()]
     imported = set()
-    for node in ast.walk(tree):
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    for node in nodes:
         if isinstance(node, ast.Import):
             imported |= {alias.name.partition(".")[0] for alias in node.names}
-        if isinstance(node, ast.ImportFrom):
+        if isinstance(node, ast.ImportFrom) and not node.level:
             imported.add((node.module or "").partition(".")[0])
     assert imported <= OF_PYTHON_3_7
-    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    used = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     assert not used & LATER
+
+
+def test_no_module_hides_one_of_the_standard_library_while_it_starts() -> None:
+    assert not SOURCES.keys() & sys.stdlib_module_names
 
 
 @pytest.fixture(autouse=True, params=[True, False])
 def numpy_or_none(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether the interpreter has numpy."""
-    monkeypatch.setattr(child, "np", np if request.param else None)
+    monkeypatch.setattr(libraries, "np", np if request.param else None)
     return bool(request.param)
 
 
@@ -84,18 +97,18 @@ PLAIN: list[Any] = [
 
 @pytest.mark.parametrize("value", PLAIN, ids=lambda value: f"{value!r:.20}")
 def test_plain_values_pass_in_both_directions(value: Any) -> None:
-    assert_same(child_values.decode(child.pack(value)), value)
-    assert_same(child.unpack(values.encode(value)), value)
+    assert_same(child_values.decode(packing.pack(value)), value)
+    assert_same(packing.unpack(values.encode(value)), value)
 
 
 @pytest.mark.parametrize("name", ["?", "i1", "<i2", ">i4", "u8", "f2", "f4", "f8", "c8", "c16"])
 @pytest.mark.parametrize("shape", [(), (3,), (2, 0), (2, 3, 4)])
 def test_arrays_and_their_items_pass_in_both_directions(name: str, shape: tuple[int, ...]) -> None:
-    child.np = np
+    libraries.np = np
     array = np.random.default_rng(1).integers(0, 2, shape).astype(name)
     for value in (array, array.ravel()[0] if array.size else array):
-        assert_same(values.decode(child.pack(value)), value)
-        assert_same(child.unpack(values.encode(value)), value)
+        assert_same(values.decode(packing.pack(value)), value)
+        assert_same(packing.unpack(values.encode(value)), value)
 
 
 @pytest.mark.parametrize(
@@ -105,20 +118,20 @@ def test_arrays_and_their_items_pass_in_both_directions(name: str, shape: tuple[
     ids=repr,
 )  # fmt: skip
 def test_texts_and_times_of_numpy_pass_in_both_directions(value: Any) -> None:
-    child.np = np
-    assert_same(values.decode(child.pack(value)), value)
-    assert_same(child.unpack(values.encode(value)), value)
+    libraries.np = np
+    assert_same(values.decode(packing.pack(value)), value)
+    assert_same(packing.unpack(values.encode(value)), value)
 
 
 def test_what_is_nested_too_deep_is_shown_by_its_repr() -> None:
     deep: list[Any] = []
     for _ in range(2000):
         deep = [deep]
-    found, depth = child_values.decode(child.pack((None, {"it": deep}))), 0
+    found, depth = child_values.decode(packing.pack((None, {"it": deep}))), 0
     found = found[1]["it"]
     while type(found) is list:
         found, depth = found[0], depth + 1
-    assert depth == child.MAX_DEPTH - 3
+    assert depth == packing.MAX_DEPTH - 3
     assert values.opaque(found)[0].type == "builtins.list"
 
 
@@ -127,7 +140,7 @@ def test_an_exception_without_a_text_is_reported() -> None:
         def __str__(self) -> str:
             raise RuntimeError
 
-    module, name, text, trace = child.describe_exception(Silent())
+    module, name, text, trace = failures.describe_exception(Silent())
     assert (module, name.rpartition(".")[2]) == (__name__, "Silent")
     assert text == "<no text: its __str__ raised RuntimeError>"
     assert "Silent" in trace
@@ -233,7 +246,7 @@ def _as_info(value: Any) -> Any:
 
 def _from_there(value: Any) -> Any:
     """Return a value in an info of an environment there."""
-    return child_values.decode(child.pack((0, {"it": value})), set())[1]["it"]
+    return child_values.decode(packing.pack((0, {"it": value})), set())[1]["it"]
 
 
 def _report(value: Any, *, strict: bool) -> list[Any]:
@@ -262,7 +275,7 @@ def test_keys_with_lone_surrogates_arrive_as_from_an_environment_here() -> None:
 
 @pytest.mark.parametrize("index", range(len(UNUSUAL_ARRAYS)))
 def test_an_unusual_array_arrives_as_from_an_environment_here(index: int) -> None:
-    child.np = np
+    libraries.np = np
     _check_unusual(UNUSUAL_ARRAYS[index])
 
 
@@ -273,14 +286,14 @@ def test_an_unusual_array_arrives_as_from_an_environment_here(index: int) -> Non
     + [CUBE.transpose(2, 0, 1)[::-1, ::2], np.broadcast_to(np.arange(3), (2, 3)), CUBE[:, ::-1]],
 )
 def test_the_memory_order_of_an_array_is_kept(array: Any) -> None:
-    child.np = np
-    found = child_values.decode(child.pack({"a": [array]}))["a"][0]
+    libraries.np = np
+    found = child_values.decode(packing.pack({"a": [array]}))["a"][0]
     assert_same(found, array)
     assert found.strides == array.copy("K").strides
 
 
 def test_arguments_keep_their_type_and_their_memory_order() -> None:
-    child.np = np
+    libraries.np = np
     objects = np.array([{"a": 1}, None, np.arange(2)], object)
     for value in (
         CUBE.transpose(2, 0, 1),
@@ -288,11 +301,11 @@ def test_arguments_keep_their_type_and_their_memory_order() -> None:
         objects.reshape(3, 1),
         CUBE.astype(object).transpose(2, 0, 1),
     ):
-        found = child.unpack(values.encode([value]))[0]
+        found = packing.unpack(values.encode([value]))[0]
         assert_same(found, value)
         assert found.strides == value.strides
     pair = rebuild("Pair", ("left", "_1"), [1, (2,)])
-    found = child.unpack(values.encode(pair))
+    found = packing.unpack(values.encode(pair))
     assert (type(found).__name__, found._fields, tuple(found)) == (
         "Pair",
         ("left", "_1"),
@@ -308,10 +321,10 @@ def test_an_action_in_another_memory_order_is_not_sent_as_raw_bytes() -> None:
 
 def test_the_limits_of_values_are_those_of_the_protocol() -> None:
     for name in ("MAX_DEPTH", "MAX_INT_BYTES", "MAX_OTHER_KEYS"):
-        assert getattr(child, name) == getattr(values if name == "MAX_DEPTH" else limits, name)
-    assert child.MAX_DIMS == arrays.MAX_DIMS
-    assert child.MAX_EMPTY == arrays.MAX_EMPTY
-    assert child.MAX_NAME == named_tuples.MAX_NAME == named_tuples.MAX_FIELDS
+        assert getattr(packing, name) == getattr(values if name == "MAX_DEPTH" else limits, name)
+    assert packing.MAX_DIMS == arrays.MAX_DIMS
+    assert packing.MAX_EMPTY == arrays.MAX_EMPTY
+    assert packing.MAX_NAME == named_tuples.MAX_NAME == named_tuples.MAX_FIELDS
 
 
 def equal_hashes(n: int) -> list[tuple[int, int]]:
@@ -331,21 +344,21 @@ def equal_hashes(n: int) -> list[tuple[int, int]]:
 
 def test_what_stands_for_a_converted_value_has_its_repr() -> None:
     for value in (Color.RED, Place(1), Level.LOW, UserDict(a=1)):
-        assert repr(_from_there([value])[0]) == repr(child._convert(value, type(value))[1])
+        assert repr(_from_there([value])[0]) == repr(packing._convert(value, type(value))[1])
 
 
 def test_keys_that_are_marked_may_not_collide_either() -> None:
     pairs = equal_hashes(300)
     assert len(set(map(hash, pairs))) == 1
-    named = [(child.MARK, "named", f"x{i % 60}", ("a", "b"), pairs[i], "") for i in range(300)]
-    sent = (child.MARK, "pairs", named, [None] * 300, False)
+    named = [(frames.MARK, "named", f"x{i % 60}", ("a", "b"), pairs[i], "") for i in range(300)]
+    sent = (frames.MARK, "pairs", named, [None] * 300, False)
     found = child_values.decode(values.encode(sent))
     assert (type(found).__qualname__, repr(found)[:9]) == ("dict", "{x0(a=17,")
     large = [(*pair, "x" * 10_000) for pair in pairs[:200]]
-    found = child_values.decode(child.pack((child.MARK, "pairs", large, large, False)))
+    found = child_values.decode(packing.pack((frames.MARK, "pairs", large, large, False)))
     assert (type(found).__qualname__, len(repr(found))) == ("dict", 202)
     usual = {Pair(x, y): None for x in range(20) for y in range(20)}
-    assert child_values.decode(child.pack(usual)) == usual
+    assert child_values.decode(packing.pack(usual)) == usual
 
 
 @pytest.mark.parametrize("count", [2, 256, 300])
@@ -365,7 +378,7 @@ def test_keys_that_look_alike_take_linear_time(count: int, monkeypatch: pytest.M
 
 
 def named(*types: tuple[Any, Any]) -> bytes:
-    return child.pack([(child.MARK, "named", *names, (0,), "m.x") for names in types])
+    return packing.pack([(frames.MARK, "named", *names, (0,), "m.x") for names in types])
 
 
 def test_named_tuples_have_the_limits_of_the_protocol() -> None:
@@ -390,7 +403,7 @@ OBJECTS = np.array([Color.RED, None], object)
 def test_only_the_last_levels_differ_from_those_of_an_environment_here(
     depth: int, inner: Any
 ) -> None:
-    child.np = np
+    libraries.np = np
     value = inner
     for _ in range(depth):
         value = [value]
@@ -408,7 +421,7 @@ def test_only_the_last_levels_differ_from_those_of_an_environment_here(
 @pytest.mark.parametrize("form", ["array", "dict", "mapping", "fields", "list", "value", "number"])
 @pytest.mark.parametrize("value", [None, 1, [[1, 2]], {"a": 1}, "x"])
 def test_any_value_may_be_marked_as_converted(form: str, value: Any) -> None:
-    found = _from_there((child.MARK, "converted", "m.x", form, value))
+    found = _from_there((frames.MARK, "converted", "m.x", form, value))
     assert _as_info(found) == {"it": value}
     assert _report(found, strict=False)[0][1] == "m.x"
 
@@ -418,41 +431,45 @@ Five = namedtuple("Five", ["observation", "reward", "terminated", "truncated", "
 
 @pytest.mark.parametrize("kind", [tuple, list, Five._make])
 def test_values_are_converted_at_once_except_in_infos(kind: Any) -> None:
-    child.np = np
+    libraries.np = np
     pair = [Color.RED, Tensor(CUBE)]
     plain = [1, CUBE]
-    result = child.pack(kind([pair, Color.RED, False, False, {"it": Color.BLUE}]))
+    result = packing.pack(kind([pair, Color.RED, False, False, {"it": Color.BLUE}]))
     tensors = {f"{Tensor.__module__}.Tensor"}
     seen, reward, _, _, info = child_values.decode(result, tensors)
     assert_same([seen, reward], [plain, 1])
     assert type(info["it"]).__qualname__ == "Color"
-    assert_same(child_values.decode(child.pack(["value", pair])), ["value", plain])
+    assert_same(child_values.decode(packing.pack(["value", pair])), ["value", plain])
     tensors.clear()
-    (_, first), (_, second), _ = child_values.decode(child.pack(([0, pair[1]], pair, {})), tensors)
+    (_, first), (_, second), _ = child_values.decode(
+        packing.pack(([0, pair[1]], pair, {})), tensors
+    )
     assert_same(np.asarray(first), CUBE)
     assert (type(first).__name__, type(second)) == ("Tensor", np.ndarray)
-    ended = child.pack((0, 0.0, Tensor(np.array(False)), False, {}))
+    ended = packing.pack((0, 0.0, Tensor(np.array(False)), False, {}))
     found = child_values.decode(ended, set())[2]
     assert (bool(found), int(found), float(found)) == (False, 0, 0.0)
 
 
 def test_an_unknown_form_is_malformed() -> None:
     with pytest.raises(DecodingError):
-        _from_there((child.MARK, "converted", "m.x", "nothing", 1))
+        _from_there((frames.MARK, "converted", "m.x", "nothing", 1))
 
 
 @pytest.mark.parametrize("pairs", [([1], []), ([[]], [1]), (1, 1), ([1],), ([([],)], [1])])
 def test_pairs_that_are_no_dict_are_malformed(pairs: tuple[Any, ...]) -> None:
-    for value in ((child.MARK, "pairs", *pairs, False), [(child.MARK, "pairs", *pairs, False)]):
+    for value in ((frames.MARK, "pairs", *pairs, False), [(frames.MARK, "pairs", *pairs, False)]):
         with pytest.raises(DecodingError):
             _from_there(value)
         with pytest.raises(DecodingError):
-            child_values.decode(child.pack(value))
+            child_values.decode(packing.pack(value))
 
 
 def test_long_names_of_types_are_cut_because_they_are_kept() -> None:
     long = "m" * 1000
-    other = type(child_values.decode(child.pack((child.MARK, "other", f"{long}.{long}", "text"))))
+    other = type(
+        child_values.decode(packing.pack((frames.MARK, "other", f"{long}.{long}", "text")))
+    )
     error = type(child_errors.build([long, long, "text", "trace"]))
     for kind in (other, error):
         assert len(kind.__module__) + len(kind.__qualname__) <= 2 * named_tuples.MAX_NAME
@@ -462,15 +479,15 @@ def test_a_name_that_no_type_can_have_is_malformed() -> None:
     with pytest.raises(DecodingError):
         child_errors.build(["m", "a\0b", "text", "trace"])
     with pytest.raises(DecodingError):
-        child_values.decode(child.pack((child.MARK, "other", "m.a\0b", "text")))
+        child_values.decode(packing.pack((frames.MARK, "other", "m.a\0b", "text")))
 
 
 def test_a_wrapper_is_not_asked_whether_its_environment_is_one_of_dm_env() -> None:
     Asked.names.clear()
-    args = ["tests.plain_envs:Asked", None, child.pack({}), "", [], [1, None, False]]
+    args = ["tests.plain_envs:Asked", None, packing.pack({}), "", [], [1, None, False]]
     made: Any = ("make", args)
-    kind, _ = child.Child().execute(child.VALUE, 0, child.pack(list(made)))
-    assert kind == child.VALUE
+    kind, _ = Child().execute(frames.VALUE, 0, packing.pack(list(made)))
+    assert kind == frames.VALUE
     assert "observation_spec" not in Asked.names
 
 
@@ -486,8 +503,8 @@ def test_a_large_request_is_read_without_copying_all_that_has_arrived_with_each_
             return NotImplemented
 
     body = bytes(1 << 12)
-    data = child.HEADER.pack(len(body), child.CALL, 7, 3) + body + b"next"
+    data = frames.HEADER.pack(len(body), frames.CALL, 7, 3) + body + b"next"
     pieces = iter([Piece(data[at : at + 64]) for at in range(0, len(data), 64)])
     monkeypatch.setattr("os.read", lambda fd, size: next(pieces))
-    assert child.Channel(-1, -1).read() == (child.CALL, 7, 3, body)
+    assert Channel(-1, -1).read() == (frames.CALL, 7, 3, body)
     assert sum(copied) < 2 * len(data)

@@ -25,6 +25,7 @@ from gymwire.env_agent.description import describe
 from gymwire.env_agent.elsewhere import EnvironmentGone, why_gone
 from gymwire.env_agent.factory import resolve
 from gymwire.env_agent.interpreter import child, child_errors, child_factory
+from gymwire.env_agent.interpreter.child.agents import ParallelByAgent
 from gymwire.env_agent.interpreter.child_env import ChildEnv
 from gymwire.env_agent.interpreter.child_errors import RaisedInChild
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
@@ -58,6 +59,7 @@ def make() -> Iterator[Make]:
 
 
 PLAIN = "tests.plain_envs:Plain"
+PROGRAM = Path(child.__file__).parent
 
 
 def test_values_arrive_unchanged_from_every_interpreter(make: Make, python: str) -> None:
@@ -693,7 +695,7 @@ def test_the_error_about_a_name_without_an_environment_says_what_to_do(name: str
 def test_a_step_of_several_agents_with_too_few_values_says_how_many() -> None:
     made = SimpleNamespace(possible_agents=[], metadata={}, step=lambda actions: ({}, {}))
     with pytest.raises(ValueError, match=r"^step\(\) of a ParallelEnv must return 5 .*, not 2\.$"):
-        child.ParallelByAgent(made, dict).step({})
+        ParallelByAgent(made, dict).step({})
 
 
 OLD_GYM = """
@@ -788,13 +790,49 @@ def test_an_id_needs_gymnasium_or_gym(bare_python: str) -> None:
         ChildFactory("a", "CartPole-v1", bare_python, {}).make_first()
 
 
+@pytest.fixture
+def namesakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the program's modules, which are also modules of the environment."""
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[3]}")
+    names = [path.stem for path in PROGRAM.glob("[a-z]*.py")]
+    for name in names:
+        (tmp_path / f"{name}.py").write_text("from tests.plain_envs import Plain\n")
+    return names
+
+
 def test_a_file_is_loaded_with_the_modules_beside_it(
-    make: Make, python: str, tmp_path: Path
+    make: Make, python: str, tmp_path: Path, namesakes: list[str]
 ) -> None:
-    (tmp_path / "beside.py").write_text("from tests.plain_envs import Plain\n")
-    (tmp_path / "mine.py").write_text("import beside\nclass Mine(beside.Plain): pass\n")
+    bases = ", ".join(f"{name}.Plain" for name in namesakes)
+    (tmp_path / "mine.py").write_text(
+        f"import {', '.join(namesakes)}\nassert len({{{bases}}}) == 1\n"
+        f"class Mine({namesakes[0]}.Plain): pass\n"
+    )
+    before = others_compiled()
     env = make(f"{tmp_path}/mine.py:Mine", python)
     assert env.reset(seed=1)[1]["main"] is True
+    assert others_compiled() <= before
+
+
+def others_compiled() -> set[Path]:
+    """Return what other interpreters have written beside the program."""
+    return {*PROGRAM.rglob("*.pyc")} - {*PROGRAM.rglob(f"*.{sys.implementation.cache_tag}*")}
+
+
+def test_warnings_about_calls_of_an_environment_are_logged_unless_the_operator_says_how(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "outdated.py").write_text(
+        "import warnings\nfrom tests.plain_envs import Plain\n\n"
+        "def make():\n"
+        "    warnings.warn('outdated', DeprecationWarning, stacklevel=2)\n"
+        "    return Plain()\n"
+    )
+    for variable, is_logged in (("", True), ("ignore", False)):
+        monkeypatch.setenv("PYTHONWARNINGS", variable)
+        with structlog.testing.capture_logs() as logs:
+            make(f"{tmp_path}/outdated.py:make", sys.executable).close()
+        assert ("DeprecationWarning: outdated" in str(logs)) is is_logged
 
 
 def test_close_closes_the_environment_and_ends_the_process(python: str, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import structlog
 from gymnasium.vector import AutoresetMode
 
 from gymwire.env_agent.elsewhere import EnvironmentGone
-from gymwire.env_agent.interpreter import child, child_process
+from gymwire.env_agent.interpreter import child_process
 from gymwire.env_agent.interpreter.child_errors import RaisedInChild
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.env_agent.interpreter.child_process import ChildProcess, describe_status, environment
@@ -35,12 +35,12 @@ from tests.processes import PATIENCE_S
 
 PLAIN = "tests.plain_envs:Plain"
 MISBEHAVING = f"""#!{sys.executable}
-import os, sys, time
-sys.path.insert(0, {str(Path(child.__file__).parent)!r})
-import child
+import os, runpy, sys, time
+program = runpy.run_path(sys.argv[2])["load"]()
+from gymwire_child import channel, frames, packing
 answers = 0
 
-class Channel(child.Channel):
+class Channel(channel.Channel):
     def answer(self, kind, number, index, body):
         global answers
         answers += 1
@@ -49,8 +49,8 @@ class Channel(child.Channel):
             CODE
         super().answer(kind, number, index, body)
 
-child.Channel = Channel
-child.main(*map(int, sys.argv[3:]))
+program.Channel = Channel
+program.main(*map(int, sys.argv[3:]))
 """
 HELLO, RESET, STEP = 1, 5, 6  # hello, load, make, compile, reset, step
 
@@ -69,7 +69,7 @@ def misbehave(tmp_path: Path) -> Callable[[int, str], ChildFactory]:
     return make
 
 
-FRAME = "os.write(self._written_to, child.HEADER.pack({}, {}, {}, 0) + {})"
+FRAME = "os.write(self._written_to, frames.HEADER.pack({}, {}, {}, 0) + {})"
 
 
 @pytest.mark.parametrize(
@@ -77,12 +77,12 @@ FRAME = "os.write(self._written_to, child.HEADER.pack({}, {}, {}, 0) + {})"
     [
         ("os.write(self._written_to, os.urandom(4096))", "broke the protocol"),
         ("os.write(self._written_to, b'HTTP/1.1 200 OK\\r\\n\\r\\n')", "broke the protocol"),
-        (FRAME.format(2**32 - 1, "child.VALUE", "number", "b''"), "4294967295 bytes"),
+        (FRAME.format(2**32 - 1, "frames.VALUE", "number", "b''"), "4294967295 bytes"),
         (FRAME.format(0, 77, "number", "b''"), "kind 77"),
-        (FRAME.format(0, "child.STEP", "number", "b''"), "kind 1"),
-        (FRAME.format(1, "child.VALUE", "number + 1", "b'\\xc0'"), "instead of"),
-        (FRAME.format(3, "child.COMPACT", "number", "b'abc'"), "bytes of observation"),
-        (FRAME.format(100, "child.VALUE", "number", "b'abc'") + "; os._exit(7)", "exit status 7"),
+        (FRAME.format(0, "frames.STEP", "number", "b''"), "kind 1"),
+        (FRAME.format(1, "frames.VALUE", "number + 1", "b'\\xc0'"), "instead of"),
+        (FRAME.format(3, "frames.COMPACT", "number", "b'abc'"), "bytes of observation"),
+        (FRAME.format(100, "frames.VALUE", "number", "b'abc'") + "; os._exit(7)", "exit status 7"),
         ("os.close(self._written_to); time.sleep(600)", "closed its connection"),
         ("os.close(self._written_to); os.close(1); os.close(2); os._exit(9)", "exit status 9"),
     ],
@@ -103,23 +103,26 @@ def test_a_violation_ends_this_session_only(
         assert other.step(np.int64(0))[1] == 0.0
 
 
+OBJECTS = "packing.pack((frames.MARK, 'objects', [], [1], None))"
+
+
 @pytest.mark.parametrize(
     "body",
     [
         "b'\\xc1'", "b''", "b'\\xdd\\xff\\xff\\xff\\xff'", "b'\\x91' * 300 + b'\\xc0'",
-        "child.pack((child.MARK, 'named', 'x y', ['a'], [1]))",
-        "child.pack((child.MARK, 'objects', [-2, 3], [1]))",
-        "child.pack((child.MARK, 'nothing', 3))",
-        "child.pack([child.MARK, (child.MARK, 'reordered')])",
-        "child._head(b'\\xdf', 1) + child.pack((child.MARK, 'objects', [], [1], None)) + b'\\xc0'",
-        "child.pack((child.MARK, 'x' * 10_000))",
+        "packing.pack((frames.MARK, 'named', 'x y', ['a'], [1]))",
+        "packing.pack((frames.MARK, 'objects', [-2, 3], [1]))",
+        "packing.pack((frames.MARK, 'nothing', 3))",
+        "packing.pack([frames.MARK, (frames.MARK, 'reordered')])",
+        f"packing._head(b'\\xdf', 1) + {OBJECTS} + b'\\xc0'",
+        "packing.pack((frames.MARK, 'x' * 10_000))",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["VALUE", "RAISED"])
 def test_a_malformed_value_ends_the_session(
     misbehave: Callable[[int, str], ChildFactory], body: str, kind: str
 ) -> None:
-    code = f"return super().answer(child.{kind}, number, index, {body})"
+    code = f"return super().answer(frames.{kind}, number, index, {body})"
     env = misbehave(STEP, code).make_first()
     with contextlib.closing(env):
         env.reset(seed=1)
@@ -132,15 +135,15 @@ PACKETS = """
 import fcntl, termios
 fd = self._written_to
 fcntl.fcntl(fd, fcntl.F_SETFL, os.O_WRONLY | os.O_DIRECT)
-data = child._head(child._LIST, 2) + child.pack(b"x" * 3_000_000)
-data = child.HEADER.pack(len(data) + 9, child.VALUE, number, 0) + data
+data = packing._head(packing._LIST, 2) + packing.pack(b"x" * 3_000_000)
+data = frames.HEADER.pack(len(data) + 9, frames.VALUE, number, 0) + data
 for at in range(5_000):
     os.write(fd, data[2 * at : 2 * at + 2])
 data, unread = data[10_000:], bytearray(4)
 while not fcntl.ioctl(fd, termios.FIONREAD, unread) and any(unread):
     time.sleep(0.001)
 with open("/proc/%d/maps" % os.getppid()) as maps:
-    data += child.pack(len(maps.readlines()))
+    data += packing.pack(len(maps.readlines()))
 while data:
     data = data[os.write(fd, data):]
 return
@@ -184,7 +187,7 @@ self.flush()
 time.sleep(600)
 """
 DRIP = """
-os.write(self._written_to, child.HEADER.pack(1 << 20, child.VALUE, number, 0))
+os.write(self._written_to, frames.HEADER.pack(1 << 20, frames.VALUE, number, 0))
 while True:
     os.write(self._written_to, b"x")
     time.sleep(0.05)
@@ -242,10 +245,10 @@ def test_a_process_that_reads_its_answer_back_does_not_delay_its_end(
     "code",
     [
         "os.write(self._written_to, b'hello')\n            os._exit(0)",
-        "return super().answer(child.RAISED, number, index, body)",
-        "return super().answer(child.VALUE, number, index, child.pack(None))",
-        "return super().answer(child.VALUE, number, index, child.pack([]))",
-        "return super().answer(child.VALUE, number, index, b'')",
+        "return super().answer(frames.RAISED, number, index, body)",
+        "return super().answer(frames.VALUE, number, index, packing.pack(None))",
+        "return super().answer(frames.VALUE, number, index, packing.pack([]))",
+        "return super().answer(frames.VALUE, number, index, b'')",
     ],
 )
 def test_a_wrong_greeting_is_no_interpreter(
@@ -418,11 +421,9 @@ print(env.reset(seed=1)[1]["pid"], flush=True)
 env.step(numpy.int64(7))
 """
 WITHOUT_CTYPES = f"""#!{sys.executable}
-import sys
+import runpy, sys
 sys.modules["ctypes"] = None
-sys.path.insert(0, {str(Path(child.__file__).parent)!r})
-import child
-child.main(*map(int, sys.argv[3:]))
+runpy.run_path(sys.argv[2])["load"]().main(*map(int, sys.argv[3:]))
 """
 
 

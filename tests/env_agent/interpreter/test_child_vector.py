@@ -22,7 +22,11 @@ from gymwire.env_agent.adapters import vectors as adapters
 from gymwire.env_agent.description import describe
 from gymwire.env_agent.elsewhere import EnvironmentGone, why_gone
 from gymwire.env_agent.factory import resolve
-from gymwire.env_agent.interpreter import child, child_spaces, child_values
+from gymwire.env_agent.interpreter import child_spaces, child_values
+from gymwire.env_agent.interpreter.child import libraries, packing
+from gymwire.env_agent.interpreter.child.hosted_vector import HostedOwnVector
+from gymwire.env_agent.interpreter.child.spaces import read_space
+from gymwire.env_agent.interpreter.child.vectors import VECTOR
 from gymwire.env_agent.interpreter.child_errors import RaisedInChild
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.env_agent.interpreter.child_process import ChildProcess
@@ -306,7 +310,7 @@ def test_only_gymnasiums_wrappers_of_vectors_are_looked_through() -> None:
         (RecordEpisodeStatistics(frames.env), "episode_count", False),
         (RecordEpisodeStatistics(frames.env), "gravity", True),
     ):
-        assert child.HostedOwnVector(env, None, ()).has_each(name) is is_each
+        assert HostedOwnVector(env, None, ()).has_each(name) is is_each
         assert find_holder(env, name)[1] is is_each
 
 
@@ -426,7 +430,7 @@ def test_another_number_of_environments_is_refused_before_their_spaces_are_batch
 
     def lie(process: ChildProcess, *args: Any) -> Any:
         facts = original(process, *args)
-        has_several = facts["kind"] == child.VECTOR and args[-1] != list(ONE)
+        has_several = facts["kind"] == VECTOR and args[-1] != list(ONE)
         return {**facts, "num_envs": MAX_NUM_ENVS} if has_several else facts
 
     def note(space: Any, count: int) -> Any:
@@ -443,7 +447,7 @@ def test_another_number_of_environments_is_refused_before_their_spaces_are_batch
 def test_a_first_vector_whose_spaces_would_be_too_large_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original, space = ChildProcess.make, child.read_space(Box(0, 1, (256,)))
+    original, space = ChildProcess.make, read_space(Box(0, 1, (256,)))
     seen = dict.fromkeys(["observation_space", "single_observation_space"], space)
 
     def lie(process: ChildProcess, *args: Any) -> Any:
@@ -464,9 +468,9 @@ def test_malformed_attributes_end_the_session(make: Make, monkeypatch: pytest.Mo
 
 
 def test_bounds_that_are_all_equal_are_sent_as_one_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child, "np", np)
+    monkeypatch.setattr(libraries, "np", np)
     large = Box(0, 255, (1024, 4, 84, 84), np.uint8)  # 28 MiB for each of four arrays
-    assert len(child.pack(child.read_space(large))) < 2000
+    assert len(packing.pack(read_space(large))) < 2000
     mixed = np.array([0.0, 1.0], np.float32)
     for space in (
         Box(-1, 1, (3,)),
@@ -476,7 +480,7 @@ def test_bounds_that_are_all_equal_are_sent_as_one_number(monkeypatch: pytest.Mo
         Box(np.zeros((0, 2), np.float32), np.ones((0, 2), np.float32)),
         Box(-0.0, 0.0, (2,), np.float64),
     ):
-        built = child_spaces.build(child.unpack(child.pack(child.read_space(space))), "space")
+        built = child_spaces.build(packing.unpack(packing.pack(read_space(space))), "space")
         assert_same(vars(built), {**vars(space), "_np_random": None})
 
 
@@ -509,8 +513,8 @@ class Even(Discrete):
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Any]:
     """What a process reports about a space."""
-    monkeypatch.setattr(child, "np", np)
-    return lambda space: child.unpack(child.pack(child.read_space(space)))
+    monkeypatch.setattr(libraries, "np", np)
+    return lambda space: packing.unpack(packing.pack(read_space(space)))
 
 
 def test_spaces_that_are_not_gymnasiums_own_are_found_at_their_paths(
@@ -542,10 +546,10 @@ def test_a_space_that_cannot_be_read_is_named(read: Callable[[Any], Any]) -> Non
 def test_an_array_of_too_many_rows_without_items_has_no_form(
     monkeypatch: pytest.MonkeyPatch, dtype: Any
 ) -> None:
-    monkeypatch.setattr(child, "np", np)
+    monkeypatch.setattr(libraries, "np", np)
     most = np.empty((2**18, 0), dtype)
-    assert child_values.decode(child.pack(most)).shape == most.shape
-    more: Any = child_values.decode(child.pack(np.empty((2**18 + 1, 0), dtype)))
+    assert child_values.decode(packing.pack(most)).shape == most.shape
+    more: Any = child_values.decode(packing.pack(np.empty((2**18 + 1, 0), dtype)))
     assert type(more).__name__ == "ndarray"
     assert type(more) is not np.ndarray
 

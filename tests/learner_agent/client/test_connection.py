@@ -352,7 +352,7 @@ def test_slow_timers_of_many_sessions_do_not_hide_that_the_broker_is_silent(
 def few_repeats(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let a hundred sessions send as rarely as thousands: each of them once in 10 s."""
     with monkeypatch.context() as patch:
-        patch.setattr(session_timers, "MANY", 10)
+        patch.setattr(session_timers, "MANY_TIMERS", 10)
         patch.setattr(session_timers, "REPEATS_PER_SECOND", 10)
         patch.setattr(session_timers, "MAX_REPEATED", 1)
         yield

@@ -99,6 +99,23 @@ def test_connections_are_made_side_by_side(clock: Clock) -> None:
     assert silent.sent == late.sent == [Kind.RESUME]
 
 
+def test_a_pause_of_the_process_does_not_end_the_wait(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dealer = Dealer(clock, 0.1, answers=True)
+    link_events, pauses = dealer.link_events, iter([0.0, 3600.0])
+
+    def paused() -> list[LinkEvent]:
+        clock.now += next(pauses, 0.0)
+        return link_events()
+
+    dealer.refused = 3
+    monkeypatch.setattr(dealer, "link_events", paused)
+    link = path(dealer)
+    direct.wait_until_attached([link], 0.5, clock)
+    assert link.up
+
+
 def test_connections_that_are_up_or_denied_are_not_waited_for(clock: Clock) -> None:
     denied = Dealer(clock, 0.2, answers=False, denied="it knows no such key")
     links = [path(dealer) for dealer in (denied, Dealer(clock, 0.1, answers=True))]
@@ -210,7 +227,7 @@ def test_only_a_lost_connection_counts_as_lost(clock: Clock, cause: str) -> None
     link = paths.dial_direct(session(7)).link
     link.check()
     with structlog.testing.capture_logs() as logged:
-        for _ in range(direct.MAX_LOSSES):
+        for _ in range(direct.MAX_DIRECT_LOSSES):
             assert paths.is_direct
             if cause == "lost":
                 dealer.events += [LinkEvent(False, -1, ""), LinkEvent(True, -1, "")]

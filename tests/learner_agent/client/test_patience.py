@@ -42,7 +42,7 @@ def network() -> Iterator[Network]:
 @pytest.fixture
 def few_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a hundred sessions send as rarely as thousands."""
-    monkeypatch.setattr(session_timers, "MANY", 10)
+    monkeypatch.setattr(session_timers, "MANY_TIMERS", 10)
     monkeypatch.setattr(session_timers, "REPEATS_PER_SECOND", SESSIONS / TURN_S)
     monkeypatch.setattr(session_timers, "MAX_REPEATED", 1)
 
@@ -245,7 +245,7 @@ def test_a_silent_broker_is_noticed_in_time_if_the_timers_take_long(
 def test_slow_timers_of_many_sessions_ask_the_broker_in_time(
     network: Network, monkeypatch: pytest.MonkeyPatch, timeout_s: float
 ) -> None:
-    monkeypatch.setattr(session_timers, "MANY", 0)
+    monkeypatch.setattr(session_timers, "MANY_TIMERS", 0)
     connection = network.connection(timeout_s=timeout_s)
     (session,) = all_stepping(network, connection, monkeypatch, 10 * timeout_s, count=1)
     tick = session.tick

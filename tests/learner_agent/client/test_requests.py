@@ -7,10 +7,10 @@ import pytest
 
 from gymwire.learner_agent.client.patience import PING_S
 from gymwire.learner_agent.client.requests import (
+    BROKER_RESEND_MAX_S,
+    BROKER_RESEND_S,
     FIRST_SEQ,
     MAX_SHARED_SIZE,
-    RESEND_MAX_S,
-    RESEND_S,
     BrokerRequests,
 )
 from gymwire.protocol import codec
@@ -35,14 +35,14 @@ def test_a_broker_cannot_stop_or_hurry_a_request(retry_after_s: float) -> None:
     request = requests.add(Open("cartpole", b"n" * 16), 0, NOW)
     requests.throttled(request.seq, retry_after_s, NOW)
     assert requests.due(NOW + 0.01) == []
-    assert requests.due(NOW + RESEND_MAX_S) == [request.frame]
+    assert requests.due(NOW + BROKER_RESEND_MAX_S) == [request.frame]
 
 
 def test_busy_for_another_request_changes_nothing() -> None:
     requests = BrokerRequests(PING_S, secrets.randbits)
     request = requests.add(Open("cartpole", b"n" * 16), 0, NOW)
     requests.throttled(request.seq + 1, 4.0, NOW)
-    assert requests.due(NOW + RESEND_S) == [request.frame]
+    assert requests.due(NOW + BROKER_RESEND_S) == [request.frame]
 
 
 def test_a_ping_comes_before_the_requests_and_only_while_one_has_no_answer() -> None:
@@ -54,11 +54,11 @@ def test_a_ping_comes_before_the_requests_and_only_while_one_has_no_answer() -> 
 
     assert not requests.send_due(NOW, send)
     request = requests.add(Open("cartpole", b"n" * 16), 0, NOW)
-    assert requests.send_due(NOW + RESEND_S, send)
+    assert requests.send_due(NOW + BROKER_RESEND_S, send)
     assert sent == [Kind.PING, Kind.OPEN]  # a large request may hold up what comes after it
-    assert not requests.send_due(NOW + RESEND_S + 0.01, send)
+    assert not requests.send_due(NOW + BROKER_RESEND_S + 0.01, send)
     _answer(requests, request.seq, Found([]))
-    assert not requests.send_due(NOW + 10 * RESEND_MAX_S, send)
+    assert not requests.send_due(NOW + 10 * BROKER_RESEND_MAX_S, send)
     assert len(sent) == 2
 
 
@@ -71,7 +71,7 @@ def test_a_full_connection_is_tried_once() -> None:
 
     for _ in range(3):
         requests.add(Open("cartpole", b"n" * 16), 0, NOW)
-    assert not requests.send_due(NOW + RESEND_S, send)
+    assert not requests.send_due(NOW + BROKER_RESEND_S, send)
     assert len(tried) == 2  # the PING, and the first request
 
 

@@ -13,6 +13,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import RecordEpisodeStatistics, RecordVideo, TimeLimit
 
-from gymwire import ProxyEnv
+from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.protocol.errors import (
     AttributeDenied,
@@ -241,12 +242,13 @@ def test_the_class_itself_refuses_human_rendering_and_names_gymnasium_make(broke
         ProxyEnv("cartpole", broker, render_mode="human")
 
 
-def test_a_render_mode_that_the_environment_lacks_is_a_warning(broker: str) -> None:
+@pytest.mark.parametrize("proxy", [ProxyEnv, partial(ProxyVectorEnv, num_envs=2, sessions=2)])
+def test_a_render_mode_that_the_environment_lacks_is_a_warning(broker: str, proxy: Any) -> None:
     said = (
-        r"'cartpole' .* render_mode='ansi', which is not in its render_modes \(\['human', 'rgb_arr"
+        r"'cartpole' .* render_mode='ansi', which is not in its render_modes \(\[('human', )?'rgb"
     )
     with pytest.warns(UserWarning, match=said):
-        env = ProxyEnv("cartpole", broker, render_mode="ansi")
+        env = proxy("cartpole", broker=broker, render_mode="ansi")
     env.close()
 
 
@@ -400,7 +402,7 @@ def test_a_forgotten_environment_frees_its_slot(broker: str) -> None:
 @pytest.mark.parametrize("end", ["", "raise SystemExit(3)", "env.step('no action')"])
 def test_a_script_that_does_not_close_frees_its_slot(broker: str, end: str) -> None:
     script = f"""
-from gymwire import ProxyEnv
+from gymwire import ProxyEnv, ProxyVectorEnv
 env = ProxyEnv("single", {broker!r})
 env.reset(seed=1)
 {end}

@@ -17,7 +17,7 @@ from gymnasium.wrappers import StickyAction
 from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.learner_agent.proxies.remote_generators import RemoteGenerators
 from gymwire.protocol import generators
-from gymwire.protocol.errors import EnvironmentFailed, EnvironmentLost, MoveError
+from gymwire.protocol.errors import DecodingError, EnvironmentFailed, EnvironmentLost, MoveError
 from gymwire.protocol.messages import Call
 from tests.offered_vectors import make_wrapped_keeping
 from tests.processes import programs
@@ -217,14 +217,15 @@ class Remote:
         self.generator = np.random.default_rng(1)
         self.log: list[str] = []
         self.failure: Exception | None = None
-        self.all = RemoteGenerators(self.read, self.write)
+        self.states: list[Any] = []
+        self.all = RemoteGenerators(self.read, self.write, "'here'")
         self.all.make(self.read())
         self.log.clear()
 
     def read(self) -> list[Any]:
         self.all.before_request() if self.log else None
         self.log.append("read")
-        return [generators.describe(self.generator)]
+        return self.states or [generators.describe(self.generator)]
 
     def write(self, states: Any) -> None:
         self.all.before_request()  # as the calls of a proxy do
@@ -281,6 +282,17 @@ def test_a_refused_state_raises_once() -> None:
     with pytest.raises(EnvironmentFailed):
         remote.all.before_request()
     remote.all.before_request()
+
+
+@pytest.mark.parametrize("states", [[{}], [None], [5, 5]], ids=str)
+def test_a_wrong_state_is_the_agents_fault(states: list[Any]) -> None:
+    remote = Remote()
+    remote.all.before_request()
+    remote.states = states
+    with pytest.raises(DecodingError, match="The env agent of 'here' broke the protocol: "):
+        remote.all.all[0].random()
+    with pytest.raises(DecodingError, match="The env agent of 'here' broke the protocol: Not the"):
+        remote.all.make(states)
 
 
 @pytest.mark.parametrize(

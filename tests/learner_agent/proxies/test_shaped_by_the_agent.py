@@ -17,7 +17,7 @@ from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.env_agent.config import service
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.session_group import SessionGroup
-from gymwire.protocol.errors import AttributeDenied, ProtocolError
+from gymwire.protocol.errors import AttributeDenied, DecodingError, ProtocolError
 from gymwire.protocol.messages import Call, Message, RenderedFrame, Result
 from tests.learner_agent.client.test_interrupted import in_memory
 from tests.sameness import assert_same
@@ -81,6 +81,21 @@ def test_a_malformed_attribute_is_the_agents_fault(
             with pytest.raises(ProtocolError, match=r"sent a malformed .* 'action_masks'"):
                 call()
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize("name", ["observation_space", "action_space", "single_action_space"])
+def test_a_space_that_cannot_be_used_is_the_agents_fault(
+    network: Network, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    init, huge = RemoteSession.__init__, [["Text", 2**40, 2**40, "a"]]
+
+    def bent(self: Any, connection: Any, sid: int, open_msg: Any, opened: Any, *rest: Any) -> None:
+        init(self, connection, sid, open_msg, replace(opened, **{name: huge}), *rest)
+
+    monkeypatch.setattr(RemoteSession, "__init__", bent)
+    with pytest.raises(DecodingError, match=rf"The env agent of 'moody' .*{name} makes a sample"):
+        ProxyVectorEnv("moody", 3, BROKER)
+    monkeypatch.undo()
 
 
 @pytest.mark.parametrize("frame", [5, 0.5, b"x", {"a": 1}, np.zeros(())])
