@@ -33,7 +33,8 @@ class Service:
         factory: makes the environments.
         max_sessions: the number of slots.
         exposed: the attributes that learners may use, in addition to the default ones.
-        strict_infos: whether an info value that cannot be serialized is an error.
+        strict_infos: whether an info value that would be converted, or replaced by its repr, is
+            an error.
         recorder: records the episodes; None: they are not recorded.
         watchable: whether operators may watch the sessions.
         watch_rate: how many frames of a session to render per second, at most.
@@ -54,7 +55,9 @@ class Service:
 
 
 class Environments:
-    """Makes, describes and closes the environments of one serving loop, in its thread.
+    """Makes, describes and closes the environments of one serving loop.
+
+    `make` and `close` run in the thread of the session.
 
     Attributes:
         may_be_lost: whether some run elsewhere, and may end by themselves.

@@ -53,7 +53,8 @@ class Factory:
         make_one: the class or function, or None for a Gymnasium id.
         kwargs: the operator's keyword arguments; those of the learner override them.
         wrappers: what each environment is wrapped in, the first one innermost.
-        seen: what `make_first` found out: whether "vector" is what it makes.
+        seen: what earlier calls found out: "vector": it makes vectors; "foreign": environments of
+            old gym or dm_env.
     """
 
     name: str

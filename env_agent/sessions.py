@@ -311,7 +311,7 @@ class SessionHost:
         return made
 
     def _warn_opaque(self, address: str, path: str) -> None:
-        """Log, once for each path but for its indices, that the learner gets a repr."""
+        """Log that the learner gets a repr: once for each path, whatever its indices."""
         self._warn_once("info value not serializable, repr sent", address, path=path)
 
     def _warn_converted(self, address: str, kind: str, became: str) -> None:

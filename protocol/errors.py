@@ -240,7 +240,8 @@ class EnvironmentLost(EnvironmentSideError):
     Its env agent or environment is gone, or an operator, the policy or the lease ended it.
 
     Attributes:
-        ended_by: "operator", "policy" or "environment" if one of these ended it; else "".
+        ended_by: "operator", "policy" or "environment" if one of these ended it; "": none of these,
+            or unknown. Later releases may send other values.
     """
 
     def __init__(self, *args: object, advice: str = "", ended_by: str = "") -> None:

@@ -76,7 +76,7 @@ def check_kind(has: str, kind: str, name: str) -> None:
     proxy = "ProxyParallelEnv" if has == EnvKind.PARALLEL else "ProxyAECEnv"
     if kind in MULTI_AGENT:
         raise ConfigurationError(
-            f"The agents of {name} act one after another (its metadata have no "
+            f"The agents of {name} act one after another (its metadata has no "
             f"`is_parallelizable`): open it with {proxy}."
         )
     raise ConfigurationError(f"{name} has several agents: open it with {proxy}.")

@@ -122,7 +122,9 @@ def adapt(
         adapted: wraps a vector that is not as Gymnasium expects it.
 
     Raises:
-        ConfigurationError: it is not a vector, or returns only some of its environments.
+        ConfigurationError: it is not a vector, is one of gym before 0.26, has `async def` methods,
+            or returns only some of its environments in a step.
+        UnsupportedSpaceError: the space of the vector would be too large.
     """
     with closed_on_error([made]):
         mode = _mode(made, name)
@@ -148,10 +150,11 @@ def _mode(made: Any, name: str) -> AutoresetMode:
             f"class or factory that the env agent was started with."
         )
     methods = ("reset", "step", "render", "close")
-    if any(inspect.iscoroutinefunction(getattr(made, one, None)) for one in methods):
+    waiting = [one for one in methods if inspect.iscoroutinefunction(getattr(made, one, None))]
+    if waiting:
         raise ConfigurationError(
             f"{name} made a {type(made).__name__} with `async def` methods, but a vector without "
-            f"--python cannot be asynchronous. Remove `async` from {', '.join(methods)}, or let "
+            f"--python cannot be asynchronous. Remove `async` from {', '.join(waiting)}, or let "
             f"the factory make single environments, which may be asynchronous."
         )
     num_envs, batch_size = count(made), config.get("batch_size")
@@ -171,7 +174,7 @@ def _mode(made: Any, name: str) -> AutoresetMode:
 
 
 def warn_of_equal_seeds(made: VectorEnv[Any, Any, Any], name: str) -> None:
-    """Warn if another open vector has the seed that this one was made with, as EnvPool's do.
+    """Warn of two open vectors that were made with the same seed, as EnvPool's factories do.
 
     Such vectors ignore the seed of a reset, so both contain the same environments. There is one
     warning for each name: a learner may choose the seeds.

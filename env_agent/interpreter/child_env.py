@@ -16,6 +16,7 @@ from gymwire.env_agent.elsewhere import RunsElsewhere
 from gymwire.env_agent.hosted_vector import HostedVector
 from gymwire.env_agent.interpreter import child_spaces, child_values
 from gymwire.env_agent.interpreter.child.frames import COMPACT, HEADER_SIZE, STEP
+from gymwire.env_agent.interpreter.child.generators import GENERATOR
 from gymwire.env_agent.interpreter.child.spaces import SPACES
 from gymwire.env_agent.interpreter.child_process import ChildProcess
 from gymwire.protocol import generators
@@ -204,12 +205,12 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
     @property
     def np_random(self) -> np.random.Generator:
         """A generator in the state of the environment's; drawing from it changes nothing there."""
-        found: np.random.Generator = self.get_wrapper_attr("np_random")
+        found: np.random.Generator = self.get_wrapper_attr(GENERATOR)
         return found
 
     @np_random.setter
     def np_random(self, value: np.random.Generator) -> None:
-        self.set_wrapper_attr("np_random", value)
+        self.set_wrapper_attr(GENERATOR, value)
 
     @property
     def np_random_seed(self) -> Any:

@@ -223,7 +223,7 @@ class ChildProcess:
         if got != number or not COMPACT <= kind <= RAISED:
             self.violation(f"an answer of kind {kind} with number {got} instead of {number}")
         end = HEADER_SIZE + length
-        # The pieces of an answer may be tiny: each of its own would take memory by the page.
+        # In one buffer: an answer may arrive in tiny pieces, each of which would take a page.
         while len(arrived) < end:
             arrived += self._receive()
         data = bytes(arrived if len(arrived) == end else arrived[:end])
@@ -338,7 +338,7 @@ class ChildProcess:
             self.kill()
 
     def kill(self) -> None:
-        """End the process at once, with all processes that it started."""
+        """End the process at once, with its process group."""
         self._is_closing = True
         if not self._ended.is_set():
             kill_group(self._process.pid)
@@ -374,7 +374,7 @@ def check_version(python: str) -> None:
 
 
 def kill_group(pid: int) -> None:
-    """Kill a process that was not reaped yet, and those that it started."""
+    """Kill a process that was not reaped yet, and its process group."""
     with contextlib.suppress(OSError):
         os.killpg(pid, signal.SIGKILL)
 

@@ -26,7 +26,7 @@ def build(found: Any, root: str) -> Space[Any]:
 
 
 def foreign(found: Any, root: str) -> list[tuple[str, str, str]]:
-    """Return path, class and what it is sent as of each space that is not Gymnasium's or gym's.
+    """Return (path, class, type it is sent as) for each space that is not Gymnasium's or gym's.
 
     `found`: what `build` has accepted.
     """

@@ -11,9 +11,9 @@ arrive as a marked tuple, of which `decode` makes:
 | (MARK, "other", type, repr)                | an object that only shows its type and its repr  |
 | (MARK, "pairs", keys, values, is_ordered)  | a dict with keys that are marked, or no map has  |
 
-In keys, repr and text of the original are behind a value of "converted", and the text behind that
-of "other". The env agent then treats them as it treats such values of an environment of its own: it
-converts and reports what is in an info, or refuses it. `_FORMS` has the forms.
+In a key, "converted" has two more items, the repr and the text of the original, and "other" one
+more, the text. The env agent then treats them as it treats such values of an environment of its
+own: it converts and reports what is in an info, or refuses it. `_FORMS` has the forms.
 """
 
 from __future__ import annotations
@@ -313,7 +313,7 @@ def form_of(space: Space[Any]) -> Form | None:
 def compile_action(form: Form) -> Callable[[Any], bytes | None]:
     """Return a function that returns the raw bytes of an action; None: it has another form.
 
-    A number may also be an int of Python's.
+    A number may also be a Python int: its bytes are followed by `AS_INT`.
     """
     dtype, shape = np.dtype(form[0]), form[1]
     kind = np.ndarray if shape is not None else dtype.type

@@ -11,6 +11,7 @@ from gymnasium import Space
 from gymwire.env_agent.adapters import vectors
 from gymwire.env_agent.elsewhere import RunsElsewhere
 from gymwire.env_agent.interpreter import child_values
+from gymwire.env_agent.interpreter.child.generators import GENERATOR
 from gymwire.env_agent.interpreter.child.spaces import SPACES
 from gymwire.env_agent.interpreter.child.vectors import VECTOR
 from gymwire.env_agent.interpreter.child_env import ChildEnv, CopiedGenerator, built
@@ -91,7 +92,7 @@ class OwnVector(ChildEnv):
     def set_attr(self, name: str, found: Any) -> None:
         """Set an attribute of each environment."""
         kept: list[bool] = []
-        if name == "np_random" and isinstance(found, list | tuple):
+        if name == GENERATOR and isinstance(found, list | tuple):
             kept = [isinstance(one, CopiedGenerator) for one in found]
             found = list(map(generators.describe, found))
         self._call("set_attr", name, found, kept)

@@ -23,7 +23,7 @@ MAX_LINES = 50  # of a stream that are looked at within one interval; the others
 LINES_EVERY_S = 1.0
 MAX_READ = 1 << 16
 PROCESS_FILES = 5  # descriptors for each process: requests, answers, its end, and two outputs
-MAX_LAST_READS = 16  # after the end of a process; a pipe holds one such read, or 16 at most
+MAX_LAST_READS = 16  # after a process has ended: a pipe holds 64 KiB (one read), at most 1 MiB
 
 
 Started = tuple[subprocess.Popen[bytes], int, int]
@@ -222,7 +222,7 @@ class ProcessWatch:
     def _ended(
         self, ends: int, on_end: Callable[[], None], outputs: list[tuple[IO[bytes], Output]]
     ) -> None:
-        """Log what a process has printed that has ended, and close its pipes.
+        """Log the remaining output of a process that has ended, and close its pipes.
 
         What the process has started may hold their other ends for as long as it likes.
         """

@@ -26,9 +26,8 @@ def is_for_each(call: Call) -> bool:
 def access_each(env: Any, call: Call) -> tuple[Any, ...]:
     """Apply a CALL to the environments that its first argument lists; return a result for each.
 
-    Raises ValueError if the list is not one of numbers of environments, or has a number twice, or
-    names only some of the environments of a vector that does not consist of single environments.
-    Raises what the environments raise.
+    Raises ValueError if the list is malformed or repeats a number, or does not name all
+    environments of a vector that cannot be addressed singly. Raises what the environments raise.
     """
     numbers, *args = call.args
     num_envs = env.num_envs if isinstance(env, VectorEnv) else 1
@@ -84,7 +83,7 @@ def _access_generators(
     if call.mode == "each-set":
         found.replace(numbers, args[0])
         return (None,) * len(numbers)
-    states = found.states()
+    _, states = found.read_with_states()
     return tuple([{"value": states[one]} for one in numbers])
 
 

@@ -32,9 +32,10 @@ class EnvGenerators:
         """Return the generators. Those in another process are copies."""
         return [*self._env.get_attr(GENERATOR)] if self.is_each else [self._env.np_random]
 
-    def states(self) -> list[dict[str, Any]]:
-        """Return their states. Raises AttributeError for anything but generators."""
-        return [*map(generators.describe, self.read())]
+    def read_with_states(self) -> tuple[list[Any], list[dict[str, Any]]]:
+        """Return the generators and their states. Raises AttributeError for anything else."""
+        known = self.read()
+        return known, [*map(generators.describe, known)]
 
     def set(self, states: Any, kept: Collection[int]) -> None:
         """Set the generators to states.
@@ -66,7 +67,10 @@ class EnvGenerators:
         self.use([*map(generators.continued, old, new)])
 
     def replace(self, numbers: Collection[int], state: Any) -> None:
-        """Give each of these environments another generator, in this state."""
+        """Give each of these environments another generator, in this state.
+
+        Raises DecodingError if the state is malformed.
+        """
         self._write(
             [generators.build(state) if i in numbers else one for i, one in enumerate(self.read())]
         )
@@ -85,7 +89,7 @@ class EnvGenerators:
 
 @contextmanager
 def generators_kept(env: Any) -> Iterator[None]:
-    """Afterwards, leave the environment or vector its generators, in their states from before."""
+    """After the block, restore the generators of an environment or vector, and their states."""
     known, states = _found_in(env)
     try:
         yield
@@ -99,7 +103,6 @@ def generators_kept(env: Any) -> Iterator[None]:
 def _found_in(env: Any) -> tuple[list[Any], list[dict[str, Any]]]:
     """Return the generators and their states, or nothing."""
     try:
-        known = EnvGenerators(env).read()
-        return known, [*map(generators.describe, known)]
-    except Exception:  # noqa: BLE001 - the environment's: it has none, or not such a one
+        return EnvGenerators(env).read_with_states()
+    except Exception:  # noqa: BLE001 - the environment's: it may have none, or another object
         return [], []

@@ -126,14 +126,14 @@ class Runner:
             states = state if isinstance(self.env, VectorEnv) else [state]
             found.set(states, kept=range(found.num_envs) if more == [True] else ())
             return None
-        states = found.states()
+        _, states = found.read_with_states()
         return {"value": tuple(states) if found.is_each else states[0]}
 
     def read_generator(self) -> Any:
         """Return the state of the generator, of a vector a tuple of them; None if it has none."""
         try:
-            return self.access(Call("get", "np_random"))["value"]
-        except Exception:  # noqa: BLE001 - the environment's: it has none, or not such a one
+            return self.access(Call("get", GENERATOR))["value"]
+        except Exception:  # noqa: BLE001 - the environment's: it may have none, or another object
             return None
 
     @property

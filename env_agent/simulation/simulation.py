@@ -62,7 +62,8 @@ class Simulation:
             not wait without a learner.
         render: returns an RGB image, an array of shape (height, width, 3) and dtype uint8.
         metadata: the environment's metadata; its `render_modes` follow from `render`.
-        wait_s: how many seconds longer than 2.5 to wait for the broker to appear.
+        wait_s: how much longer to wait for the broker to start, in seconds; 2.5 s are always
+            allowed.
         key: the env agent's key file. Default: the variable GYMWIRE_KEY.
         broker_key: the broker's public key or its file. Default: the variable GYMWIRE_BROKER_KEY.
 
@@ -266,8 +267,8 @@ class Simulation:
     def begin_use(self, env: SimulationEnv) -> None:
         """Let an environment use the simulation, if it is the only one of its session.
 
-        There is one slot. If another session still uses the simulation, it has ended, and its step
-        has not: nobody waits for the answer of the program anymore.
+        The simulation has one slot, so a session that still uses it has ended during a step, whose
+        result nobody awaits.
 
         Raises ConfigurationError if another environment of this session uses it.
         """

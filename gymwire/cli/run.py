@@ -57,7 +57,6 @@ def command(options: Options, output: Output) -> int:
             output.say(f"The operator of {options.address} lets others watch this session.")
         with naming(options, "policy"):
             policy = policies.load(options.policy, env, options.seed)
-        start = time.monotonic()  # loading a model may take longer than its episodes
         movie = None if options.video is None else Video(options.video, checked)
         start = time.monotonic()  # a policy may take seconds to load
         for episode in range(options.episodes):

@@ -74,7 +74,7 @@ class DirectLink:
         for event in self.transport.link_events():
             self._is_connected = event.up
             for path in self.sessions.values():
-                path.go_down(must_resume=event.up)
+                path.go_down(must_resume=event.up, is_lost=True)
                 path.denied = path.denied or bool(event.denied)
             self._not_up = dict(self.sessions)
         if not self._not_up:
@@ -139,13 +139,14 @@ class DirectPath:
         denied: whether the agent rejects the connection.
         must_resume: whether RESUME has to be sent.
         went_down: whether the path was up and has gone down; the session resets it.
+        was_lost: whether that was because the connection was lost; the session resets it.
     """
 
     def __init__(self, link: DirectLink, session: RemoteSession) -> None:
         self.link, self.session, self.sid = link, session, session.sid
         self.resume = PLAIN.encode(Resume(session.open_msg.nonce), session.sid)
-        self.up = self.denied = self.must_resume = self.went_down = False
-        # when it was lost during a request, the last times
+        self.up = self.denied = self.must_resume = self.went_down = self.was_lost = False
+        # the times of the last losses during a request
         self._losses = deque([-math.inf] * MAX_DIRECT_LOSSES, maxlen=MAX_DIRECT_LOSSES)
         link.add(self)
 
@@ -154,13 +155,14 @@ class DirectPath:
         """The connection."""
         return self.link.transport
 
-    def go_down(self, *, must_resume: bool) -> None:
+    def go_down(self, *, must_resume: bool, is_lost: bool = False) -> None:
         """Let requests take the relayed path until the agent has confirmed this one again."""
         self.went_down = self.went_down or self.up
+        self.was_lost = self.was_lost or (is_lost and self.up)
         self.up, self.must_resume = False, must_resume
 
     def lost_again(self, now: float) -> bool:
-        """Note that it was lost during a request; return whether that happens too often."""
+        """Note a loss during a request; return whether there were too many of them."""
         self._losses.append(now)
         return now - self._losses[0] <= LOSSES_WITHIN_S
 
@@ -330,9 +332,9 @@ class SessionPaths:
         """Take the direct path while it is up; send again what was lost with it."""
         direct = self.direct
         if direct is not None and direct.went_down:
-            direct.went_down = False
+            was_lost, direct.went_down, direct.was_lost = direct.was_lost, False, False
             self._exchange.resend(now)
-            if self._exchange.unanswered is not None and direct.lost_again(now):
+            if was_lost and self._exchange.unanswered is not None and direct.lost_again(now):
                 logs.logger().warning(
                     "direct connection given up, session relayed",
                     address=self._open_msg.address,

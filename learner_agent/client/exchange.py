@@ -329,8 +329,8 @@ class Exchange:
         """End a call with an exception that is not a reply: the caller has no reply of this call.
 
         Args:
-            returned: the attribute `returned` as it was when the call began. An earlier number than
-                that of the request before the last one is as good.
+            returned: the attribute `returned` as it was when the call began. Any number below that
+                of the last request has the same effect.
             error: the exception. Nothing changes if the last reply stands for it.
         """
         if not self.is_failure(error):
@@ -372,7 +372,7 @@ class Exchange:
         return False
 
     def _handle_error(self, data: bytes | memoryview, now: float) -> bool:
-        """Handle an ERROR that is not a reply of the environment; return whether it was one."""
+        """Handle what an ERROR says about the session; return False if it is a reply."""
         error = PLAIN.decode(data)
         assert isinstance(error, Error)
         if error.code == Code.SESSION_LOST:

@@ -116,7 +116,7 @@ def declares(kind: type, name: str) -> bool:
 
 
 def warn_wrapper(name: str) -> None:
-    """Warn a wrapper that asks a proxy, whose `__getattr__` calls this, for a private attribute.
+    """Warn if a wrapper reads a private attribute of a proxy. Call this from its `__getattr__`.
 
     Many wrappers swallow the AttributeError, and fail later for a reason that is not the true one.
     """

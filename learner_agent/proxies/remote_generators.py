@@ -67,9 +67,9 @@ class RemoteGenerators:
         return tuple(self.all)
 
     def release(self, numbers: Iterable[int], read: Callable[[], Sequence[Any]]) -> None:
-        """Leave generators that their environments are about to replace to those who kept them.
+        """Detach the generators of environments that are about to replace them.
 
-        As local ones, they continue from their present states, and no longer reach an environment.
+        Those that a caller may have kept continue from their present states, as local ones do.
 
         Args:
             numbers: those of the environments, or of the generators if that is not the same.
@@ -84,7 +84,7 @@ class RemoteGenerators:
         for number in released:
             former = self.all[number]
             self.all[number] = RemoteGenerator(self, former.own_state)
-            former.leave()
+            former.detach()
         self._given -= released
 
     def _use_states(self, states: Sequence[Any]) -> None:
@@ -102,7 +102,7 @@ class RemoteGenerators:
             self._use_states(self._read())
             self._is_fresh, self._pid = True, os.getpid()
 
-    def end_draw(self) -> None:
+    def mark_drawn(self) -> None:
         """Note that a generator is in a later state now, or will be."""
         self._is_drawn = True
 
@@ -149,9 +149,9 @@ class RemoteGenerator(np.random.Generator):
         """Continue from this state."""
         super().__init__(generators.build(state).bit_generator)
 
-    def leave(self) -> None:
-        """Be a generator of no environment from now on."""
-        self._remote = _NOBODYS
+    def detach(self) -> None:
+        """Detach this generator from its environment."""
+        self._remote = _DETACHED
 
     @property
     def bit_generator(self) -> Any:
@@ -177,7 +177,7 @@ class RemoteGenerator(np.random.Generator):
     __str__ = __repr__
 
 
-_NOBODYS = RemoteGenerators(lambda: (), lambda states: None)
+_DETACHED = RemoteGenerators(lambda: (), lambda states: None)
 
 _BITS: Callable[[np.random.Generator], Any] = np.random.Generator.bit_generator.__get__
 
@@ -200,7 +200,7 @@ class _State:
     def state(self, value: Any) -> None:
         self._remote.begin_draw()
         self._generator.use_state(value)
-        self._remote.end_draw()
+        self._remote.mark_drawn()
 
     def __getattr__(self, name: str) -> Any:
         raise_kept(self, name)
@@ -218,7 +218,7 @@ def _drawing(name: str) -> Callable[..., Any]:
     def draw(self: RemoteGenerator, *args: Any, **kwargs: Any) -> Any:
         remote = self._remote
         remote.begin_draw()
-        remote.end_draw()  # earlier than the draw, which an exception from outside may follow
+        remote.mark_drawn()  # earlier than the draw, which an exception from outside may follow
         return plain(self, *args, **kwargs)
 
     return draw

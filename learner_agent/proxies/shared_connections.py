@@ -46,21 +46,20 @@ class Share:
 
     @property
     def is_last(self) -> bool:
-        """Return whether no other proxy uses the connection: `end` closes it."""
+        """Whether no other proxy uses the connection: `end` closes it."""
         return not self._all - {self}  # after an interrupted `close`, this share has ended
 
-    def end(self, *, goodbye: bool = True) -> bool:
-        """End the use. Returns True if it was the last one: the connection is then closed.
+    def end(self, *, goodbye: bool = True) -> None:
+        """End the use; the last one closes the connection.
 
         After an interrupt, call it again. `goodbye`: as `BrokerConnection.close` takes it.
         """
         with _lock:
             self._all.discard(self)
             if self._all:
-                return False
+                return
             _withdraw(self._all)
         self.connection.close(goodbye=goodbye)
-        return True
 
 
 def share(options: ProxyOptions, *, alone: bool = False) -> Share:

@@ -37,10 +37,11 @@ def bind_all(socket: zmq.Socket[bytes], url: str, mark: int) -> list[str]:
 
 
 def _at_free_port(bind: Callable[[], T]) -> T:
-    """Call `bind`, which listens at a port that the kernel chooses. Raises ZMQError.
+    """Call `bind` until the port that the kernel chooses is free, at most MAX_CHOICES times.
 
     With SO_REUSEADDR, which libzmq sets, the kernel may choose a port that another socket is bound
     to if that one does not listen yet. The later one to listen fails, and has to choose again.
+    Raises ZMQError, as `bind` does.
     """
     for _ in range(MAX_CHOICES - 1):
         try:

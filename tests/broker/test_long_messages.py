@@ -235,7 +235,7 @@ def test_what_waits_of_one_owner_is_bounded() -> None:
     assert waiting.put(b"a", most, 4)
 
 
-def test_what_takes_long_is_told_by_kind_and_size() -> None:
+def test_what_takes_long_is_known_by_kind_and_size() -> None:
     large = {"x": bytes(5_000)}
     assert takes_long(bytes(PLAIN.encode(replace(offer("a"), metadata=large))))
     assert takes_long(bytes(PLAIN.encode(Find())))

@@ -80,7 +80,7 @@ def test_a_request_that_is_repeated_during_a_long_step_is_answered_once(broker: 
     assert answer.header.seq == 501
 
 
-def test_a_watcher_that_asks_too_often_is_told_to_wait(broker: Broker) -> None:
+def test_a_watcher_that_asks_too_often_has_to_wait(broker: Broker) -> None:
     sid = broker.open(broker.learner())
     _, number, _ = asked(broker.say(WATCHER, Watch(), sid, 500))
     broker.say(ENV, FRAME, sid, number)

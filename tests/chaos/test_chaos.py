@@ -121,7 +121,7 @@ def test_a_killed_env_agent_is_noticed_in_the_middle_of_a_request(fleet: Fleet, 
 
 
 @in_the_background
-def a_frozen_env_agent_is_told_and_one_that_wakes_has_lost_nothing(fleet: Fleet) -> None:
+def a_frozen_env_agent_is_reported_and_one_that_wakes_has_lost_nothing(fleet: Fleet) -> None:
     fleet.broker()
     agent = fleet.env_agent("--max-sessions", "1")
     with course(fleet.url) as one:
@@ -178,7 +178,7 @@ def a_connection_that_swallows_everything_is_replaced(fleet: Fleet) -> None:
 
 
 @in_the_background
-def an_env_agent_that_is_cut_off_is_told(fleet: Fleet) -> None:
+def an_env_agent_that_is_cut_off_is_reported(fleet: Fleet) -> None:
     fleet.broker()
     with contextlib.closing(TcpRelay(fleet.port)) as relay:
         agent = fleet.env_agent(url=relay.url)

@@ -129,7 +129,7 @@ def test_a_policy_that_cannot_be_loaded(walk: Walk, module: Path, text: str, sai
         ("./needy.py:act", "ModuleNotFoundError: No module named 'needed_by_nobody_else'"),
     ],
 )
-def test_a_policy_that_raises_is_told_with_the_users_code_only(
+def test_a_policy_that_raises_is_reported_with_the_users_code_only(
     walk: Walk, module: Path, text: str, said: str
 ) -> None:
     (module.parent / "wrong.py").write_text("def act(observation:\n")

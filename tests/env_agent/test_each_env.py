@@ -119,7 +119,7 @@ def test_results_come_in_the_order_of_the_numbers(broker: str, sessions: int) ->
             envs.access_each(Call("each-call", "scaled", (2,)), [5])
 
 
-def test_what_is_not_exposed_is_denied_but_wrappers_are_told(broker: str) -> None:
+def test_what_is_not_exposed_is_denied_but_wrappers_are_reported(broker: str) -> None:
     with ProxyVectorEnv("each", 2, broker) as envs:
         for mode in ("each-get", "each-has", "each-set", "each-call"):
             with pytest.raises(AttributeDenied, match="--expose hidden"):

@@ -195,7 +195,7 @@ def test_a_factory_must_return_an_environment() -> None:
         resolve("mine:no_env", {}).make(None, {})
 
 
-def test_an_environment_without_spaces_is_told_where_to_set_them() -> None:
+def test_the_error_about_missing_spaces_says_where_to_set_them() -> None:
     said = r"^mine:Spaceless: its observation_space is NoneType, .* constructor of Spaceless\.$"
     with pytest.raises(ConfigurationError, match=said):
         resolve("mine:Spaceless", {}).make_first()

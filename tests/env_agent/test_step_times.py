@@ -128,7 +128,7 @@ def test_ended_sessions_are_forgotten() -> None:
     assert not reports._reported
 
 
-def test_a_new_broker_is_told_everything_again() -> None:
+def test_everything_is_reported_again_to_a_new_broker() -> None:
     sessions, reports = Sessions(1), StepReports()
     for now in (101.0, 102.0):
         reports.rows(sessions.running(), now)

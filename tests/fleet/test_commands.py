@@ -171,9 +171,7 @@ def test_status_without_a_broker_shows_what_the_engine_knows(
     assert "2 agents; which of them are ready is unknown" in shown
 
 
-def test_status_waits_only_if_it_is_told_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_status_waits_only_if_asked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = Memory()
     path = write(tmp_path, "tcp://b:1", "count = 1")
     monkeypatch.setattr(command, "open_engine", lambda *_: memory)

@@ -72,7 +72,7 @@ def test_the_end_of_a_process_ends_its_session_only(
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_process_that_ends_between_two_requests_is_told(
+def test_a_process_that_ends_between_two_requests_is_reported(
     served: tuple[Program, str], path: str
 ) -> None:
     agent, url = served
@@ -175,7 +175,7 @@ def test_exceptions_attributes_and_rendering_pass(served: tuple[Program, str]) -
     assert eventually(printed, "what the environment printed")
 
 
-def test_an_unknown_keyword_is_told(served: tuple[Program, str]) -> None:
+def test_an_unknown_keyword_is_named(served: tuple[Program, str]) -> None:
     with pytest.raises(EnvironmentFailed, match="unexpected keyword argument 'wings'"):
         ProxyEnv("plain", served[1], env_kwargs={"wings": 2})
 

@@ -71,5 +71,6 @@ class AsyncPool(Pool):
 
 
 def test_an_asynchronous_vector_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"AsyncPool with `async def` .* cannot be async"):
+    text = r"AsyncPool with `async def` .* cannot be async.* Remove `async` from step, or let"
+    with pytest.raises(ConfigurationError, match=text):
         vectors.adapt(AsyncPool(2), "pool")

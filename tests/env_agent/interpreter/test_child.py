@@ -135,7 +135,7 @@ def test_what_is_nested_too_deep_is_shown_by_its_repr() -> None:
     assert values.opaque(found)[0].type == "builtins.list"
 
 
-def test_an_exception_without_a_text_is_told() -> None:
+def test_an_exception_without_a_text_is_reported() -> None:
     class Silent(Exception):
         def __str__(self) -> str:
             raise RuntimeError

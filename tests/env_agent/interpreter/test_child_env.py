@@ -172,7 +172,7 @@ def test_it_runs_in_the_main_thread_of_a_process_that_inherits_nothing(
     assert info["modules"] == []
 
 
-def test_an_exception_is_told_with_its_type_and_traceback(make: Make, python: str) -> None:
+def test_an_exception_is_reported_with_its_type_and_traceback(make: Make, python: str) -> None:
     env = make(PLAIN, python)
     env.reset(seed=1)
     for action, kind in ((3, "tests.plain_envs.Peculiar"), (4, "SystemExit")):
@@ -187,7 +187,7 @@ def test_an_exception_is_told_with_its_type_and_traceback(make: Make, python: st
 
 
 @pytest.mark.parametrize(("action", "how"), [(5, "exit status 5"), (6, "SIGSEGV"), (9, "SIGKILL")])
-def test_the_end_of_the_process_is_told(make: Make, python: str, action: int, how: str) -> None:
+def test_the_end_of_the_process_is_reported(make: Make, python: str, action: int, how: str) -> None:
     env, other = make(PLAIN, python), make(PLAIN, python)
     env.reset(seed=1)
     other.reset(seed=1)
@@ -274,9 +274,7 @@ def test_a_vector_equals_a_local_one(mode: AutoresetMode) -> None:
 def test_a_vector_that_raised_goes_on(python: str) -> None:
     vector = ChildFactory("a", PLAIN, python, {}).make_vector(3, AutoresetMode.NEXT_STEP, None, {})
     with contextlib.closing(vector):
-        assert len(
-            {info["pid"] for info in [vector.reset(seed=1)[1]] for info["pid"] in info["pid"]}
-        )
+        assert len(set(vector.reset(seed=1)[1]["pid"].tolist())) == 1
         with pytest.raises(RaisedInChild) as caught:
             vector.step(np.array([0, 3, 1]))
         assert failure_reports.request_failed(caught.value, vector).details["env_index"] == 1
@@ -462,7 +460,7 @@ def test_given_spaces_that_are_none_are_an_error(name: str, why: str) -> None:
         ChildFactory("a", PLAIN, "python", {}, name)
 
 
-def test_an_environment_without_spaces_is_told_how_to_give_them(bare_python: str) -> None:
+def test_the_error_about_missing_spaces_says_how_to_give_them(bare_python: str) -> None:
     factory = ChildFactory("a", "tests.plain_envs:Spaceless", bare_python, {})
     with pytest.raises(GymwireError, match=r"observation_space is missing, or None\. Give them"):
         factory.make_first()
@@ -626,7 +624,7 @@ def test_a_class_without_render_modes_says_so(
         factory.make("rgb_array", {})
 
 
-def test_what_cannot_be_made_is_told(python: str) -> None:
+def test_what_cannot_be_made_is_named(python: str) -> None:
     with pytest.raises(failure_reports.WrongKeywords, match="no keyword argument 'wings'"):
         ChildFactory("a", PLAIN, python, {"wings": 2}).make_first()
     for name, why in (
@@ -644,7 +642,7 @@ def test_what_cannot_be_made_is_told(python: str) -> None:
             ChildFactory("a", f"tests.plain_envs:{name}", python, {}).make_first()
 
 
-def test_what_is_not_there_is_told_with_what_to_do(python: str, tmp_path: Path) -> None:
+def test_what_is_missing_is_named_with_what_to_do(python: str, tmp_path: Path) -> None:
     (tmp_path / "needy.py").write_text("import nowhere.at_all\n")
     (tmp_path / "lazy.py").write_text("def __getattr__(name): import nowhere.at_all\n")
     (tmp_path / "boom.py").write_text("def divide():\n    1 / 0\n\ndivide()\n")
@@ -689,7 +687,7 @@ def test_what_is_not_there_is_told_with_what_to_do(python: str, tmp_path: Path) 
         ("NoGame/Pong-v5", "knows no environment 'NoGame/Pong-v5': Namespace NoGame not found"),
     ],
 )
-def test_a_name_without_an_environment_is_told(name: str, why: str) -> None:
+def test_the_error_about_a_name_without_an_environment_says_what_to_do(name: str, why: str) -> None:
     with pytest.raises(ConfigurationError, match=why):
         ChildFactory("a", name, sys.executable, {}).make_first()
 

@@ -373,7 +373,7 @@ def _use(factory: ChildFactory) -> None:
 
 
 @pytest.mark.parametrize("at", ["make", "reset", "step"])
-def test_a_crash_is_told_although_what_it_started_lives_on_with_its_pipes(
+def test_a_crash_is_reported_although_what_it_started_lives_on_with_its_pipes(
     tmp_path: Path, at: str
 ) -> None:
     file, pid = tmp_path / "separate.py", tmp_path / "pid"

@@ -173,7 +173,7 @@ def test_a_learner_can_choose_single_environments(make: Make) -> None:
         make(there("CartPole-v1"), 2, NEXT_STEP, vectorization_mode="async")
 
 
-def test_a_class_that_refuses_a_mode_is_told() -> None:
+def test_the_error_of_a_class_that_refuses_a_mode_is_reported() -> None:
     with pytest.raises(RaisedInChild, match="SAME_STEP") as caught:
         there(f"{VECTORS}:tests/TextFrames-v0").make_vector(2, SAME_STEP, None, {})
     assert type(caught.value).__name__ == "KeyError"
@@ -208,7 +208,7 @@ def test_it_makes_no_single_environment(is_described: bool) -> None:
         factory.make(None, {})
 
 
-def test_a_factory_that_makes_no_vector_is_told() -> None:
+def test_a_factory_that_makes_no_vector_is_named() -> None:
     with pytest.raises(ConfigurationError, match=r"a Kinds, which is not a vector.* 'num_envs'"):
         there("tests.env_agent.interpreter.test_child_vector:make_none").make_first()
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import structlog
 import zmq
 
 from gymwire.learner_agent.client import direct
@@ -37,17 +38,19 @@ class Dealer:
     def __init__(self, clock: Clock, up_at: float, *, answers: bool, denied: str = "") -> None:
         self._clock, self._up_at = clock, up_at
         self._answers, self._denied = answers, denied
-        self._told = False
+        self._was_up = False
+        self.events: list[LinkEvent] = []
         self._arrived: list[bytes | bytearray] = []
         self.sent: list[Kind] = []
         self.resumed: list[int] = []  # sessions
         self.refused = 1  # libzmq may not take a frame in the moment when a connection is made
 
     def link_events(self) -> list[LinkEvent]:
-        if self._told or self._clock.now < self._up_at:
-            return []
-        self._told = True
-        return [LinkEvent(not self._denied, -1, self._denied)]
+        events, self.events = self.events, []
+        if not self._was_up and self._clock.now >= self._up_at:
+            self._was_up = True
+            events.append(LinkEvent(not self._denied, -1, self._denied))
+        return events
 
     def send(self, frame: bytes | bytearray) -> bool:
         if self.refused:
@@ -66,6 +69,9 @@ class Dealer:
 
     def receive(self) -> bytes | bytearray:
         return self._arrived.pop()
+
+    def close(self, linger_s: float = 0.0) -> None:
+        pass
 
 
 @pytest.fixture
@@ -205,6 +211,34 @@ def test_a_session_that_has_moved_is_not_resumed_over_its_former_connection(cloc
     connection.use.left.append(moved.close_direct)
     paths.serve_others(0.0)
     assert dealer.resumed == [8]
+
+
+@pytest.mark.parametrize("cause", ["lost", "not bound"])
+def test_only_a_lost_connection_counts_as_lost(clock: Clock, cause: str) -> None:
+    dealer = Dealer(clock, 0.0, answers=True)
+    dealer.refused = 0
+    links = DirectLinks(lambda *_, **__: cast(Any, dealer))
+    connection: Any = SimpleNamespace(
+        link=None, direct_links=links, path_changes=0, credentials=SimpleNamespace(key=None)
+    )
+    opened = cast(Any, SimpleNamespace(direct={"urls": [dealer.url], "host": ""}))
+    exchange: Any = SimpleNamespace(unanswered=3, resume_pending=False, resend=lambda _: None)
+    paths = SessionPaths(connection, 7, Open("lake", bytes(16)), opened, exchange)
+    link = paths.dial_direct(session(7)).link
+    link.check()
+    with structlog.testing.capture_logs() as logged:
+        for _ in range(direct.MAX_DIRECT_LOSSES):
+            assert paths.is_direct
+            if cause == "lost":
+                dealer.events += [LinkEvent(False, -1, ""), LinkEvent(True, -1, "")]
+            else:
+                link.receive_frame(bytes(PLAIN.encode(Busy(BusyReason.HELLO, 0.0), 7, 3)))
+            link.check()  # also resumes the session
+            paths.follow(clock.now)
+    assert paths.is_direct is (cause == "not bound")
+    assert [one["event"] for one in logged] == (
+        ["direct connection given up, session relayed"] if cause == "lost" else []
+    )
 
 
 def test_what_cannot_be_read_is_an_error_of_all_sessions_of_its_agent_only(clock: Clock) -> None:

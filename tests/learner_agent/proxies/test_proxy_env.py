@@ -351,7 +351,7 @@ def test_an_attribute_that_the_remote_environment_lacks_is_an_attribute_error(
     assert not hasattr(odd, "_private")
 
 
-def test_a_wrapper_that_reads_a_private_attribute_is_told_to_run_at_the_env_agent(
+def test_a_wrapper_that_reads_a_private_attribute_should_run_at_the_env_agent(
     cartpole: ProxyEnv,
 ) -> None:
     class Skipping(gymnasium.Wrapper[Any, Any, Any, Any]):

@@ -186,7 +186,7 @@ def test_the_kernel_counts_the_bytes_of_a_tcp_connection_only() -> None:
         assert [kernel.bytes_received(fd) for fd in others] == [None] * 3
 
 
-def test_a_reset_is_told_apart_from_other_packets_that_were_dropped(
+def test_a_reset_is_distinguished_from_other_packets_that_were_dropped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     closed: list[int] = []

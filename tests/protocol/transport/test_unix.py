@@ -404,9 +404,9 @@ def test_frames_that_are_sent_together_arrive_one_by_one(
 def test_frames_that_are_sent_together_to_nobody_are_dropped(
     router: UnixRouter, dealer: UnixDealer
 ) -> None:
-    router.send_all(b"\2" + bytes(15), [frame(24)])
+    assert router.send_all(b"\2" + bytes(15), [frame(24)]) is Delivery.UNREACHABLE
     dealer.end()
-    dealer.send_all([frame(24)])
+    assert not dealer.send_all([frame(24)])
 
 
 def test_frames_sent_together_to_a_peer_that_does_not_read_arrive_whole_or_not_at_all(
