@@ -325,7 +325,9 @@ def _(space: spaces.Dict, context: _NodeContext) -> Iterator[list[Any]]:
     keys: list[Any] = list(space.spaces)
     for key in keys:
         if type(key) not in _KEY_TYPES or (type(key) is int and not -(2**63) <= key < 2**64):
-            raise _unsupported(context, f"has the key {key!r:.{_SHOWN_KEY}}; keys are text or simple scalars")
+            raise _unsupported(
+                context, f"has the key {key!r:.200}; keys are text or simple scalars"
+            )
     yield ["Dict", keys, bool(getattr(space, "sort_keys", True))]
     for key, child in space.spaces.items():
         yield from _describe_at(child, context.child(key_step(key)))
