@@ -394,10 +394,15 @@ class Crew:
     def release(self, executor: Executor) -> None:
         """Note that the session of this executor has ended."""
         self._free[executor] = None
-        if len(self._free) > KEPT and executor in self._idle and executor is not self.own:
-            del self._idle[executor], self._free[executor], self.executors[executor]
-            executor.is_dismissed = True
-            executor.wake()
+        surplus = len(self._free) - KEPT
+        if surplus <= 0:
+            return
+        # Not only this one, which may be the reader: each session may end in the reader's thread.
+        idle = [one for one in self._free if one in self._idle and one is not self.own]
+        for one in idle[:surplus]:
+            del self._idle[one], self._free[one], self.executors[one]
+            one.is_dismissed = True
+            one.wake()
 
     def end(self) -> None:
         """End all threads."""
