@@ -414,7 +414,7 @@ def test_a_process_that_a_tracer_holds_ends_its_own_session_only(tmp_path: Path)
     file.write_text(TRACED.replace("PATH", repr(str(pid))))
     factory = ChildFactory("a", f"{file}:Traced", sys.executable, {})
     env = factory.make_first()
-    held = env._process._process.pid  # type: ignore[attr-defined]
+    held = env._process._process.pid  # type: ignore[union-attr]
     try:
         env.reset()
         with pytest.raises(EnvironmentGone, match="its process ended"):
