@@ -34,7 +34,7 @@ CLOSING = 0  # in the place of the request number: the environment of an ended s
 
 # Enough for the C code of simulators. Less than a huge page, of which Linux may back any stack.
 STACK_BYTES = 1024 * 1024
-KEPT = 8  # threads without a session that are kept for the next sessions
+KEPT = 8  # threads without a session that each loop keeps for its next sessions
 PAUSE_S = 0.02  # a reader that executes one request for longer is relieved,
 IDLE_PAUSE_S = 0.1  # or for longer than this after a pause of all environments
 RESTS_S = 1.0  # how long `Relief` rests at most
@@ -394,15 +394,10 @@ class Crew:
     def release(self, executor: Executor) -> None:
         """Note that the session of this executor has ended."""
         self._free[executor] = None
-        surplus = len(self._free) - KEPT
-        if surplus <= 0:
-            return
-        # Not only this one, which may be the reader: each session may end in the reader's thread.
-        idle = [one for one in self._free if one in self._idle and one is not self.own]
-        for one in idle[:surplus]:
-            del self._idle[one], self._free[one], self.executors[one]
-            one.is_dismissed = True
-            one.wake()
+        if len(self._free) > KEPT and executor in self._idle and executor is not self.own:
+            del self._idle[executor], self._free[executor], self.executors[executor]
+            executor.is_dismissed = True
+            executor.wake()
 
     def end(self) -> None:
         """End all threads."""

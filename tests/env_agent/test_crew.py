@@ -178,19 +178,6 @@ def test_few_threads_without_a_session_are_kept(reader: Reader) -> None:
     assert sum(executor.is_dismissed for executor in executors) == 2 * KEPT + 1
 
 
-def test_few_threads_are_kept_although_each_was_the_reader_when_its_session_ended(
-    reader: Reader,
-) -> None:
-    crew = reader.crew
-    executors = [one for _ in range(3 * KEPT) if (one := crew.assign(crew.own)) is not None]
-    crew.reader = None
-    for executor in executors:
-        crew._idle.update(dict.fromkeys(executors))
-        del crew._idle[executor]  # as of the reader
-        crew.release(executor)
-    assert len(crew.executors) <= KEPT + 2  # the loop's own and the last one
-
-
 def test_without_another_thread_a_session_is_refused_and_the_reader_executes(
     reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
