@@ -34,7 +34,7 @@ CLOSING = 0  # in the place of the request number: the environment of an ended s
 
 # Enough for the C code of simulators. Less than a huge page, of which Linux may back any stack.
 STACK_BYTES = 1024 * 1024
-KEPT = 8  # threads without a session that are kept for the next sessions
+KEPT = 8  # threads without a session that each loop keeps for its next sessions
 PAUSE_S = 0.02  # a reader that executes one request for longer is relieved,
 IDLE_PAUSE_S = 0.1  # or for longer than this after a pause of all environments
 RESTS_S = 1.0  # how long `Relief` rests at most

@@ -11,6 +11,8 @@ import socket
 import sys
 import threading
 import time
+from functools import partial
+from typing import Any
 
 import h11
 import structlog
@@ -23,12 +25,16 @@ from websockets.frames import Frame
 from gymwire.protocol.codec import MAX_MESSAGE
 from gymwire.protocol.ending_signals import ending_signals
 from gymwire.protocol.errors import ConfigurationError
-from gymwire.protocol.transport.open_files import allow_more
+from gymwire.protocol.transport import kernel, open_files
 from gymwire.protocol.transport.port_owner import listener_at
 
 PING_INTERVAL_S = 2.0  # between two pings of a WebSocket
 PING_TIMEOUT_S = 10.0  # a WebSocket that has not answered a ping for this long is lost
 REQUEST_S = 10.0  # how long a client may take to send the head of a request
+ANSWER_S = 30.0  # how long a client may take no byte of an answer
+CHECK_EVERY_S = 1.0
+MAX_STRANGERS = 256  # connections without a valid token at once,
+FILES_PER_STRANGER = 4  # and one for so many files that the gateway may open
 STOP_S = 2.0  # how long open requests may take to end when the gateway stops
 BACKLOG = 1024
 MAX_FRAGMENTS = 65_536  # of a message: empty ones do not count towards its largest size
@@ -53,37 +59,92 @@ class _WebSocket(WebSocketsSansIOProtocol):
 
 
 class _Http(H11Protocol):
-    """HTTP whose clients must send their requests in time: each connection takes a descriptor."""
+    """HTTP whose clients must send their requests, and read the answers, in time.
 
-    _late: asyncio.TimerHandle
+    Each connection takes a descriptor. `strangers`: those of all clients without a token.
+    """
+
+    def __init__(self, *args: Any, strangers: Strangers, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._strangers = strangers
+        self._taken = 0  # bytes of answers, by the client's system
+        self._active_at = self.loop.time()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Expect a request."""
         super().connection_made(transport)
-        self._expect_request()
+        self._timer = self.loop.call_later(CHECK_EVERY_S, self._check)
+        self._strangers.add(self)
 
     def on_response_complete(self) -> None:
         """Expect the next request."""
-        self._late.cancel()
-        self._expect_request()
+        self._active_at = self.loop.time()
         super().on_response_complete()
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         """Leave the connection to the protocol of WebSockets, which has pings."""
-        self._late.cancel()
-        super().handle_websocket_upgrade(event)
+        self._forget()
+        if self._unsent() or kernel.unread(self._fd()):
+            # A refusal might never be sent, and a client asks for no WebSocket before it has read.
+            self.transport.abort()
+        else:
+            super().handle_websocket_upgrade(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Expect no more requests."""
-        self._late.cancel()
+        self._forget()
         super().connection_lost(exc)
 
-    def _expect_request(self) -> None:
-        self._late = self.loop.call_later(REQUEST_S, self._cut_off_if_idle)
+    @property
+    def has_token(self) -> bool:
+        """Whether the last request had a valid token."""
+        return self.cycle is not None and self.cycle.scope.get("gymwire.visitor") is not None
 
-    def _cut_off_if_idle(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:
+    def _forget(self) -> None:
+        self._timer.cancel()
+        self._strangers.remove(self)
+
+    def _check(self) -> None:
+        """Cut the connection off if its client has been too slow, and check it again otherwise."""
+        now, unsent = self.loop.time(), self._unsent()
+        taken = kernel.bytes_taken(self._fd())
+        if taken is None:  # this system does not say
+            taken = -unsent
+        is_answering = self.cycle is not None and not self.cycle.response_complete
+        if taken != self._taken or (is_answering and not unsent):
+            self._taken, self._active_at = taken, now
+        if now - self._active_at >= (ANSWER_S if unsent else REQUEST_S):
             self.transport.abort()
+        else:
+            self._timer = self.loop.call_later(CHECK_EVERY_S, self._check)
+
+    def _unsent(self) -> int:
+        return self.transport.get_write_buffer_size()
+
+    def _fd(self) -> int:
+        found: int = self.transport.get_extra_info("socket").fileno()
+        return found
+
+
+class Strangers:
+    """The connections that have carried no valid token: at most `most`, or else the oldest ends."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._connections: dict[_Http, None] = {}
+
+    def add(self, connection: _Http) -> None:
+        """Add a connection, and cut off the oldest ones if there are too many."""
+        self._connections[connection] = None
+        while len(self._connections) > self._most:
+            oldest = next(iter(self._connections))
+            self.remove(oldest)
+            if not oldest.has_token:
+                oldest.transport.abort()
+
+    def remove(self, connection: _Http) -> None:
+        """Remove a connection if it is one of them."""
+        self._connections.pop(connection, None)
 
 
 class _Log(logging.Handler):
@@ -97,7 +158,7 @@ class _Log(logging.Handler):
 
 def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens, and may have many connections. Raises ConfigurationError."""
-    allow_more()
+    open_files.allow_more()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
@@ -127,9 +188,10 @@ def configuration(
     ping_timeout_s: float = PING_TIMEOUT_S,
 ) -> uvicorn.Config:
     """Return how uvicorn serves the application."""
+    most = min(MAX_STRANGERS, open_files.most() // FILES_PER_STRANGER)
     return uvicorn.Config(
         app,
-        http=_Http,
+        http=partial(_Http, strangers=Strangers(most)),  # type: ignore[arg-type]
         loop="asyncio",
         ws=_WebSocket,
         ws_max_size=MAX_MESSAGE,

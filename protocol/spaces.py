@@ -55,6 +55,7 @@ _ROW_BYTES = MAX_SPACE_BYTES // MAX_EMPTY  # charged for each row of an array wi
 _VALUE_BYTES = 1 << 8  # of each value
 _CHARACTER_BYTES = 1 << 7  # of each character of a text: Gymnasium joins NumPy's texts
 _MEAN_ITEMS, _MAX_NODES, _MAX_EDGES = 4, 10, 90  # of a Sequence and of a Graph
+_SHOWN_KEY = 200  # characters of a key in a path
 _KEY_TYPES = frozenset({str, int, bool, float, bytes, type(None)})
 _SORTS_KEYS = "sort_keys" in inspect.signature(spaces.Dict).parameters  # Gymnasium >= 1.4
 
@@ -152,8 +153,11 @@ class _NodeContext:
 
 
 def key_step(key: Any) -> str:
-    """Return what leads from the path of a Dict to that of the space under a key."""
-    return f'["{key}"]' if type(key) is str else f"[{key!r}]"
+    """Return what leads from the path of a Dict to that of the space under a key.
+
+    A long key is cut: each space inside has it in its path.
+    """
+    return f'["{key:.{_SHOWN_KEY}}"]' if type(key) is str else f"[{key!r:.{_SHOWN_KEY}}]"
 
 
 # --- describe -----------------------------------------------------------------------------------
@@ -321,7 +325,9 @@ def _(space: spaces.Dict, context: _NodeContext) -> Iterator[list[Any]]:
     keys: list[Any] = list(space.spaces)
     for key in keys:
         if type(key) not in _KEY_TYPES or (type(key) is int and not -(2**63) <= key < 2**64):
-            raise _unsupported(context, f"has the key {key!r}; keys are text or simple scalars")
+            raise _unsupported(
+                context, f"has the key {key!r:.200}; keys are text or simple scalars"
+            )
     yield ["Dict", keys, bool(getattr(space, "sort_keys", True))]
     for key, child in space.spaces.items():
         yield from _describe_at(child, context.child(key_step(key)))

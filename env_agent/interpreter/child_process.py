@@ -292,9 +292,9 @@ class ChildProcess:
         raise EnvironmentGone(self.lost)
 
     def _on_end(self, process: subprocess.Popen[bytes]) -> None:
-        """Reap the process; called in the thread of the watch."""
+        """Reap the process if the kernel permits; called in the thread of the watch."""
         kill_group(process.pid)  # what the environment started
-        status = process.wait()
+        status = process.poll()
         if not self._is_closing:
             self.lost = self.lost or f"its process {describe_status(status)}"
             self._log.warning("process died", address=self._address, why=self.lost)
@@ -338,11 +338,14 @@ class ChildProcess:
             self.kill()
 
     def kill(self) -> None:
-        """End the process at once, with its process group."""
+        """End the process at once, with its process group.
+
+        A tracer may keep a process that was killed from ending. Then this returns after END_S.
+        """
         self._is_closing = True
         if not self._ended.is_set():
             kill_group(self._process.pid)
-            self._ended.wait()
+            self._ended.wait(END_S)
         self._close_pipes()
 
     def _close_pipes(self) -> None:
@@ -407,7 +410,9 @@ def _why_not(python: str, error: OSError | RuntimeError) -> str:
 
 def describe_status(status: int | None) -> str:
     """Describe how a process ended, as the rest of a sentence."""
-    if status is None or status >= 0:
+    if status is None:
+        return "ended with an unknown status, which a debugger or another tracer holds"
+    if status >= 0:
         return f"ended with exit status {status}"
     with contextlib.suppress(ValueError):
         return f"was ended by {signal.Signals(-status).name}"

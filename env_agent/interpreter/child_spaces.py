@@ -15,8 +15,10 @@ from gymnasium import Space
 from gymwire.protocol import spaces
 from gymwire.protocol.arrays import MAX_DIMS, dtype_to_text
 from gymwire.protocol.errors import DecodingError
+from gymwire.protocol.named_tuples import MAX_NAME
 from gymwire.protocol.values import MAX_DEPTH
 
+_MAX_REASON = 400  # characters: it may repeat what the process sent
 _FAULTS = (LookupError, TypeError, ValueError, OverflowError, AttributeError)
 
 
@@ -33,7 +35,9 @@ def foreign(found: Any, root: str) -> list[tuple[str, str, str]]:
     if not any(_is_foreign(str(one["class"])) for one in found):  # as nearly always
         return []
     return [
-        (path, kind, node[0]) for path, kind, node in _described(found, root) if _is_foreign(kind)
+        (path, kind[:MAX_NAME], node[0])
+        for path, kind, node in _described(found, root)
+        if _is_foreign(kind)
     ]
 
 
@@ -59,7 +63,7 @@ def _described(found: Any, root: str) -> Iterator[tuple[str, str, list[Any]]]:
             if len(paths) > MAX_DEPTH:
                 raise ValueError(f"is nested deeper than {MAX_DEPTH} levels")
     except _FAULTS as error:
-        raise DecodingError(f"{path} {error}.", path=path) from None
+        raise DecodingError(f"{path} {error!s:.{_MAX_REASON}}.", path=path) from None
 
 
 def _paths_inside(found: dict[str, Any], path: str) -> Iterator[str]:
@@ -107,7 +111,8 @@ def _leaf(found: dict[str, Any]) -> list[Any]:
         return ["Text", int(found.get("min_length", 1)), int(found["max_length"]), characters]
     if found["class"].endswith(".NoneType"):
         raise TypeError("is missing, or None")
-    raise TypeError(f"is a {found['class']}, whose attributes are those of no known space")
+    name = str(found["class"])[:MAX_NAME]
+    raise TypeError(f"is a {name}, whose attributes are those of no known space")
 
 
 def _dtype(found: dict[str, Any], default: str) -> str:

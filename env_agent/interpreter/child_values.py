@@ -40,6 +40,7 @@ Form = tuple[str, list[int] | None]
 """Dtype and shape of the values of a space; shape None: NumPy scalars."""
 Step = tuple[Any, float, bool, bool, dict[str, Any]]
 _REPR_LENGTH = 200
+_SHARED_NAME = "builtins.object"  # of types of which one message has too many
 _MAX_KEY = 4096  # more than can be sent: equal hashes make Python compare the keys
 _LIST, _ITEM, _NUMBER, _TEXT = 64, 8, 32, 80  # bytes of memory
 _REWARDS: tuple[Callable[[float], Any], ...] = (float, np.float64)  # by libraries.REWARDS
@@ -69,6 +70,7 @@ class _Restorer:
 
     def __init__(self) -> None:
         self._types: set[Any] = set()  # of named tuples
+        self._shown: dict[Any, type[Any]] = {}  # the types of what only shows a type
         self._tensors: set[str] | None = None
         self._is_info = False
 
@@ -110,10 +112,11 @@ class _Restorer:
         is_crowd = len(others) > MAX_OTHER_KEYS and is_crowded([hash(key) for key in found])
         if is_crowd or any(_size_of_key(key) > _MAX_KEY for key in others):
             shown = ", ".join(f"{key!r}: {item!r}" for key, item in islice(pairs, _REPR_LENGTH))
-            return _shown_as(type(made), f"{{{shown[:_REPR_LENGTH]}}}")
+            return self._shown_as(type(made), f"{{{shown[:_REPR_LENGTH]}}}")
         for key, item in pairs:
             if key in made:
-                key = _shown_as(type(key), repr(key)).number_in(known)  # noqa: PLW2901
+                key = self._shown_as(type(key), repr(key))  # noqa: PLW2901
+                key.number_in(known)
             made[key] = item
         return made
 
@@ -147,15 +150,53 @@ class _Restorer:
     def converted(self, name: Any, form: Any, value: Any, *texts: Any) -> Any:
         name, value = str(name)[:MAX_NAME], self.restore(value)
         if self._is_info:
-            return _stand_in(form, name, value, *texts)
+            return self._stand_in(form, name, value, *texts)
         known = self._tensors
         if form != "array" or known is None or name in known or len(known) >= MAX_TYPES:
             return value
         known.add(name)
-        return _stand_in(form, name, value)
+        return self._stand_in(form, name, value)
 
     def other(self, name: Any, text: Any, label: Any = None) -> Any:
-        return _type(str(name)[:MAX_NAME], _Shown)(str(text), label)
+        return self._type(str(name)[:MAX_NAME], _Shown)(str(text), label)
+
+    def _shown_as(self, kind: type, text: str) -> _Shown:
+        name = f"{kind.__module__}.{kind.__qualname__}"[:MAX_NAME]
+        shown: _Shown = self._type(name, _Shown)(text)
+        return shown
+
+    def _stand_in(self, form: Any, name: str, value: Any, *texts: Any) -> Any:
+        """Return what stands for a value of the type `name`, which became this value.
+
+        `texts`: of a key, its repr and its text.
+        """
+        became, bases = _FORMS[form]
+        base = bases.get(type(value))
+        if base is not None and base not in _ATOMS:
+            if not texts:
+                return self._type(name, base)(value)
+            base = None
+        kinds: list[type] = [Converted]
+        if texts:
+            kinds.insert(0, _Equal if base is None else _Labelled)
+        made = self._type(name, *kinds)() if base is None else self._type(name, *kinds, base)(value)
+        made.became, made.value = became, value
+        if texts:
+            made.texts = (*map(str, texts), repr(value))
+        return made
+
+    def _type(self, name: str, *bases: type) -> type[Any]:
+        """Return a type that shows this name. A type takes about 1 KiB, so there are few of them.
+
+        After the first MAX_TYPES of a message, those of the same bases share one.
+        """
+        label: Any = (name, *bases)
+        if label not in self._shown and len(self._shown) >= MAX_TYPES:
+            name, label = _SHARED_NAME, bases
+        found = self._shown.get(label)
+        if found is None:
+            found = self._shown[label] = _type(name, *bases)
+        return found
 
 
 _RESTORED: dict[Any, Callable[..., Any]] = {
@@ -172,7 +213,7 @@ def _is_marked(value: Any) -> bool:
     return type(value) is tuple and len(value) > 1 and type(value[0]) is bytes and value[0] == MARK
 
 
-# Both are bounded, as the names are, because the process chooses them.
+# These caches are bounded, as the names are, because the process chooses them.
 @lru_cache(maxsize=256)
 def _type(name: str, *bases: type) -> type[Any]:
     """Return a type of these bases that shows a name in the other interpreter as its own."""
@@ -236,11 +277,6 @@ def _size_of_key(key: Any) -> int:
     return len(key) if isinstance(key, str | bytes) else _NUMBER
 
 
-def _shown_as(kind: type, text: str) -> _Shown:
-    shown: _Shown = _type(f"{kind.__module__}.{kind.__qualname__}"[:MAX_NAME], _Shown)(text)
-    return shown
-
-
 class _Tensor:
     """Stands for a tensor: NumPy and `Converter` take it for one."""
 
@@ -276,27 +312,6 @@ _FORMS: dict[Any, tuple[str, dict[type, type]]] = {
     "text": ("value", {str: str}),
 }
 _ATOMS = (int, float, str)
-
-
-def _stand_in(form: Any, name: str, value: Any, *texts: Any) -> Any:
-    """Return what stands for a value of the type `name`, which became this value.
-
-    `texts`: of a key, its repr and its text.
-    """
-    became, bases = _FORMS[form]
-    base = bases.get(type(value))
-    if base is not None and base not in _ATOMS:
-        if not texts:
-            return _type(name, base)(value)
-        base = None
-    kinds: list[type] = [Converted]
-    if texts:
-        kinds.insert(0, _Equal if base is None else _Labelled)
-    made = _type(name, *kinds)() if base is None else _type(name, *kinds, base)(value)
-    made.became, made.value = became, value
-    if texts:
-        made.texts = (*map(str, texts), repr(value))
-    return made
 
 
 def form_of(space: Space[Any]) -> Form | None:

@@ -23,6 +23,7 @@ MAX_LINES = 50  # of a stream that are looked at within one interval; the others
 LINES_EVERY_S = 1.0
 MAX_READ = 1 << 16
 PROCESS_FILES = 5  # descriptors for each process: requests, answers, its end, and two outputs
+REAP_EVERY_S = 1.0  # how often to try it with a process that has ended, but not for its tracer
 MAX_LAST_READS = 16  # after a process has ended: a pipe holds 64 KiB (one read), at most 1 MiB
 
 
@@ -96,6 +97,9 @@ class ProcessWatch:
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake: socket.socket | None = None
         self._selector = selectors.DefaultSelector()
+        # Processes that have ended. The kernel gives a process first to its tracer, such as a
+        # debugger, which may take it at any time or never.
+        self._unreaped: list[subprocess.Popen[bytes]] = []
 
     def start(
         self,
@@ -111,7 +115,8 @@ class ProcessWatch:
             command: the program and its arguments; the descriptors of requests and answers and
                 the id of this process are appended.
             env: its environment variables.
-            on_end: called in the thread with a process that has ended and is not reaped yet.
+            on_end: called in the thread with a process that has ended and is not reaped yet; it
+                must not wait for it, because a tracer may hold the process.
         """
         started: Future[Started] = Future()
 
@@ -140,7 +145,7 @@ class ProcessWatch:
 
     def _run(self) -> None:
         while True:
-            for key, _ in self._selector.select():
+            for key, _ in self._selector.select(REAP_EVERY_S if self._unreaped else None):
                 if self._selector.get_map().get(key.fd) is not key:
                     continue  # an event before this one has closed it
                 try:
@@ -150,6 +155,7 @@ class ProcessWatch:
                         "unexpected error, a bug in gymwire",
                         error=f"{type(error).__name__}: {error}",
                     )
+            self._unreaped = [one for one in self._unreaped if one.poll() is None]
 
     def _execute(self, mine: socket.socket) -> None:
         for _ in mine.recv(1 << 12):
@@ -186,7 +192,7 @@ class ProcessWatch:
             ends = os.pidfd_open(process.pid)
             undo.callback(os.close, ends)
             outputs: list[tuple[IO[bytes], Output]] = []
-            ended = partial(self._ended, ends, partial(on_end, process), outputs)
+            ended = partial(self._ended, ends, process, on_end, outputs)
             self._selector.register(ends, selectors.EVENT_READ, ended)
             undo.callback(self._selector.unregister, ends)
             for stream, level in ((process.stdout, "info"), (process.stderr, "warning")):
@@ -220,7 +226,11 @@ class ProcessWatch:
             stream.close()
 
     def _ended(
-        self, ends: int, on_end: Callable[[], None], outputs: list[tuple[IO[bytes], Output]]
+        self,
+        ends: int,
+        process: subprocess.Popen[bytes],
+        on_end: Callable[[subprocess.Popen[bytes]], None],
+        outputs: list[tuple[IO[bytes], Output]],
     ) -> None:
         """Log the remaining output of a process that has ended, and close its pipes.
 
@@ -228,7 +238,8 @@ class ProcessWatch:
         """
         self._selector.unregister(ends)
         os.close(ends)
-        on_end()
+        self._unreaped.append(process)
+        on_end(process)
         for stream, output in outputs:
             for _ in range(MAX_LAST_READS):
                 if not stream.closed:

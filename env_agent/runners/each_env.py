@@ -101,6 +101,8 @@ def _of_all(found: Any, mode: str, num_envs: int) -> tuple[Any, ...]:
     match found:
         case {"value": value} if mode == "each-get":
             return tuple([{"value": one} for one in _of_all(value, "", num_envs)])
+        case np.ndarray(shape=()):
+            return (found,) * num_envs
         case list() | tuple() | np.ndarray() if mode in ("", "each-call"):
             return tuple(found) if len(found) == num_envs else (found,) * num_envs
         case _:

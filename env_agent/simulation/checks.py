@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from gymwire.protocol.errors import UsageError
 from gymwire.protocol.space_codecs import NOT_COMPACT
 
 _REAL = "biuf"  # the kinds of dtypes of rewards
+_MAX_BITS = 64  # of an integer reward: sums of rewards, which may be floats, stay finite
 
 
 class StateCheck:
@@ -39,6 +41,11 @@ class StateCheck:
                 f"observation_space {self._space!r:.200}. Pass a value of its type, shape and "
                 f"dtype."
             )
+        if isinstance(state.reward, int) and state.reward.bit_length() > _MAX_BITS:
+            raise UsageError(
+                f"exchange: the reward is an integer of {state.reward.bit_length()} bits; the "
+                f"maximum is {_MAX_BITS}. Pass a float."
+            )
         if not _is_reward(state.reward):
             raise UsageError(
                 f"exchange: the reward {state.reward!r:.100} is not a single number. Pass a float "
@@ -61,6 +68,19 @@ class StateCheck:
             return bool(self._space.contains(value))
         except Exception:  # noqa: BLE001 - spaces compare whatever they get
             return False
+
+
+def copy_state(state: State) -> State:
+    """Return a copy of a state, which the program may change. Raises UsageError."""
+    try:
+        info = copy.deepcopy(state.info)
+    except Exception as error:  # objects define how they are copied
+        raise UsageError(
+            f"exchange: info cannot be copied: {type(error).__name__}: {error!s:.200}. Leave out "
+            f"what is no data, such as locks and open files."
+        ) from error
+    observation, reward = copy.deepcopy((state.observation, state.reward))
+    return State(observation, reward, state.terminated, state.truncated, info)
 
 
 def _is_reward(reward: Any) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import threading
 import time
@@ -21,7 +20,7 @@ from gymnasium.spaces import Box, Dict, Tuple
 from gymwire.env_agent.agent import Agent
 from gymwire.env_agent.environments import Service
 from gymwire.env_agent.factory import Factory
-from gymwire.env_agent.simulation.checks import StateCheck
+from gymwire.env_agent.simulation.checks import StateCheck, copy_state
 from gymwire.env_agent.simulation.turns import Command, State, Turns
 from gymwire.env_agent.transports import DirectSettings
 from gymwire.protocol.address import DEFAULT_BROKER, check_url, parse_address
@@ -174,18 +173,19 @@ class Simulation:
             observation: an element of the observation space. It is copied. It may exceed the
                 bounds of a Box.
             reward: the reward since the last call: a number, or an array of one, but not NaN.
+                A Python integer has at most 64 bits.
             terminated: whether the episode has reached a terminal state.
             truncated: whether the episode ends for another reason, such as a time limit.
-            info: more about the state, as in Gymnasium.
+            info: more about the state, as in Gymnasium. It is copied.
 
         Raises:
             UsageError: an argument is wrong, the first state of an episode is its end, or the
                 simulation is closed. A wrong state reaches no learner.
             GymwireError: why the env agent has ended.
         """
-        self._check_state(State(observation, reward, terminated, truncated, info))
-        observation, reward, info = copy.deepcopy((observation, reward, info))
         state = State(observation, reward, terminated, truncated, info)
+        self._check_state(state)
+        state = copy_state(state)
         with self._news:
             self._check_serving()
             self._turns.report(state)

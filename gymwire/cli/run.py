@@ -122,7 +122,8 @@ def _conclude(
 ) -> None:
     summary: dict[str, Json] | None = None
     if returns:
-        mean, deviation = float(np.mean(returns)), float(np.std(returns))
+        with np.errstate(invalid="ignore"):  # infinite returns have no deviation
+            mean, deviation = float(np.mean(returns)), float(np.std(returns))
         steps_per_s = sum(lengths) / seconds
         summary = {
             "mean_return": mean,

@@ -14,11 +14,12 @@ import time
 from collections.abc import Iterator
 
 # Linux's struct tcp_info: the bytes tcpi_state (the first), tcpi_retransmits and tcpi_probes;
-# tcpi_last_data_recv, its 14th 32-bit word, in milliseconds; tcpi_bytes_received, a 64-bit word;
-# and tcpi_segs_in.
+# tcpi_last_data_recv, its 14th 32-bit word, in milliseconds; tcpi_bytes_acked and
+# tcpi_bytes_received, 64-bit words; and tcpi_segs_in.
 _STATE = slice(0, 1)
 _REPETITIONS = slice(2, 4)
 _LAST_DATA_RECV = slice(52, 56)
+_BYTES_ACKED = slice(120, 128)
 _BYTES_RECEIVED = slice(128, 136)
 _SEGMENTS_RECEIVED = slice(140, 144)
 # The socket option that counts, in its last word, the packets that were dropped.
@@ -122,6 +123,11 @@ def idle_s(fd: int) -> float | None:
 def bytes_received(fd: int) -> int | None:
     """Return how many bytes a connection has delivered; None where `idle_s` returns None."""
     return _tcp_info(fd, _BYTES_RECEIVED)
+
+
+def bytes_taken(fd: int) -> int | None:
+    """Return how many sent bytes the other end's system has taken; None where `idle_s` does."""
+    return _tcp_info(fd, _BYTES_ACKED)
 
 
 def unread(fd: int) -> int:

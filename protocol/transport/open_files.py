@@ -27,6 +27,14 @@ def allow_more() -> bool:
     return True
 
 
+def most() -> int:
+    """Return how many files and sockets this process may have open."""
+    if sys.platform == "win32":
+        return MOST
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST if limit == resource.RLIM_INFINITY else limit
+
+
 class Lack(NamedTuple):
     """How many files and sockets this process may have open, and how many it needs."""
 

@@ -385,6 +385,12 @@ def test_run_prints_each_episode_and_a_summary(offer: Offer, screen: Screen) -> 
     assert lines[3].startswith("3 episodes: return 1.00 ± 0.00 (1.00 to 1.00)")
 
 
+def test_infinite_returns_have_no_deviation(offer: Offer, screen: Screen) -> None:
+    offer(gymnasium.wrappers.TransformReward(Line(), lambda _: np.inf))
+    assert call(screen, "run", "line", "--episodes", "2", "--seed", "1") == 0  # without a warning
+    assert "2 episodes: return inf ± nan (inf to inf)" in screen.text
+
+
 def test_the_rate_of_run_leaves_out_the_time_to_load_the_policy(
     offer: Offer, screen: Screen, monkeypatch: pytest.MonkeyPatch
 ) -> None:

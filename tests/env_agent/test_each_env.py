@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
@@ -86,6 +87,10 @@ def test_a_vector_of_its_own_kind_answers_as_a_whole() -> None:
     with pytest.raises(ValueError, match="each at most once"):
         access_each(vector, Call("each-wrapped", "a:B", ([0, 0],)))
     assert access_each(vector, Call("each-get", "num_envs", ([0, 1],))) == ({"value": 2},) * 2
+    vector.scale = np.array(3.5)  # type: ignore[attr-defined]
+    assert access_each(vector, Call("each-get", "scale", ([0, 1],))) == ({"value": 3.5},) * 2
+    vector.read = lambda: vector.scale  # type: ignore[attr-defined]
+    assert access_each(vector, Call("each-call", "read", ([0, 1],))) == (3.5, 3.5)
     assert access_each(vector, Call("each-has", "num_envs", ([0, 1],))) == (True, True)
     assert access_each(vector, Call("each-wrapped", "a:B", ([1],))) == (False,)
     with pytest.raises(ValueError, match="does not consist of single environments"):

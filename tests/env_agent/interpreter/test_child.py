@@ -475,6 +475,25 @@ def test_long_names_of_types_are_cut_because_they_are_kept() -> None:
         assert len(kind.__module__) + len(kind.__qualname__) <= 2 * named_tuples.MAX_NAME
 
 
+@pytest.mark.parametrize("texts", [(), ("a", "b")])
+@pytest.mark.parametrize(
+    ("form", "value"), [("other", "text"), ("value", None), ("mapping", {}), ("number", 1)]
+)
+def test_the_types_of_one_message_are_few(form: str, value: Any, texts: Any) -> None:
+    made = [
+        (frames.MARK, "other", f"m.x{i}", value, *texts[:1])
+        if form == "other"
+        else (frames.MARK, "converted", f"m.x{i}", form, value, *texts)
+        for i in range(3 * named_tuples.MAX_TYPES)
+    ]
+    found = _from_there(made)
+    assert [type(one).__qualname__ for one in found[: named_tuples.MAX_TYPES]] == [
+        f"x{i}" for i in range(named_tuples.MAX_TYPES)
+    ]
+    assert len(set(map(type, found))) == named_tuples.MAX_TYPES + 1
+    assert type(found[-1]).__qualname__ == "object"
+
+
 def test_a_name_that_no_type_can_have_is_malformed() -> None:
     with pytest.raises(DecodingError):
         child_errors.build(["m", "a\0b", "text", "trace"])

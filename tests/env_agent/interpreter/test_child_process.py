@@ -386,6 +386,64 @@ def test_a_crash_is_reported_although_what_it_started_lives_on_with_its_pipes(
         os.kill(int(pid.read_text()), signal.SIGKILL)
 
 
+TRACED = """
+import ctypes, os, signal, time
+SEIZE, SET_TRACER = 0x4206, 0x59616D61
+class Traced:
+    observation_space = action_space = type("Space", (), {"n": 3})()
+    def reset(self, seed=None, options=None):
+        return 0, {}
+    def step(self, action):
+        libc, me = ctypes.CDLL(None), os.getpid()
+        libc.prctl(SET_TRACER, -1, 0, 0, 0)
+        read, write = os.pipe()
+        if os.fork() == 0:
+            os.setsid()
+            with open(PATH, "w") as file:
+                file.write(str(os.getpid()))
+            libc.ptrace(SEIZE, me, 0, 0)
+            os.write(write, b"1")
+            signal.pause()
+        os.read(read, 1)
+        os._exit(3)
+"""
+
+
+def test_a_process_that_a_tracer_holds_ends_its_own_session_only(tmp_path: Path) -> None:
+    file, pid = tmp_path / "traced.py", tmp_path / "pid"
+    file.write_text(TRACED.replace("PATH", repr(str(pid))))
+    factory = ChildFactory("a", f"{file}:Traced", sys.executable, {})
+    env = factory.make_first()
+    held = env._process._process.pid  # type: ignore[union-attr]
+    try:
+        env.reset()
+        with pytest.raises(EnvironmentGone, match="its process ended"):
+            env.step(np.int64(0))
+        env.close()
+        factory.make_first().close()  # in the thread that watches, which waits for none of them
+    finally:
+        os.kill(int(pid.read_text()), signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{held}").exists())
+
+
+class Immortal(ProcessWatch):
+    """Notices the end of no process."""
+
+    def _ended(self, *args: Any) -> None:
+        self._selector.unregister(args[0])
+
+
+def test_a_session_does_not_wait_for_a_process_that_cannot_be_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(child_process, "END_S", 0.1)
+    process = ChildProcess(Immortal("a"), sys.executable, "a")
+    process.kill()
+    with pytest.raises(EnvironmentGone, match="did not answer in time"):
+        process.call(0, "close")
+    process._process.wait()
+
+
 FORKING = """
 import os, sys
 class Forking:
@@ -556,3 +614,4 @@ def test_the_end_of_a_process_in_words() -> None:
     assert describe_status(3) == "ended with exit status 3"
     assert describe_status(-11) == "was ended by SIGSEGV"
     assert describe_status(-40) == "was ended by signal 40"
+    assert describe_status(None).startswith("ended with an unknown status")

@@ -542,6 +542,24 @@ def test_a_space_that_cannot_be_read_is_named(read: Callable[[Any], Any]) -> Non
             child_spaces.build([{"class": "gymnasium.Tuple", "inside": inside}], "space")
 
 
+LONG = "k" * 100_000
+
+
+@pytest.mark.parametrize("key", [LONG, LONG.encode(), 3])
+@pytest.mark.parametrize("wrong", [{"class": LONG}, {"class": "m.Box", "n": 2, "dtype": LONG}])
+def test_long_names_are_cut_where_paths_and_errors_repeat_them(
+    key: Any, wrong: dict[str, Any]
+) -> None:
+    found = [{"class": "gymnasium.Dict", "inside": 1, "keys": [key]}]
+    with pytest.raises(DecodingError) as raised:
+        child_spaces.build([*found, {"inside": 0, **wrong}], "space")
+    assert raised.value.path.startswith("space[")
+    assert len(str(raised.value)) < 1000
+    even = {"class": LONG, "inside": 0, "n": 2}
+    ((path, kind, _),) = child_spaces.foreign([*found, even], "space")
+    assert len(path) + len(kind) < 1000
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, object])
 def test_an_array_of_too_many_rows_without_items_has_no_form(
     monkeypatch: pytest.MonkeyPatch, dtype: Any

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import threading
 from typing import Any
 
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete, Sequence, Text
 
-from gymwire.env_agent.simulation.checks import StateCheck
+from gymwire.env_agent.simulation.checks import StateCheck, copy_state
 from gymwire.env_agent.simulation.turns import State
 from gymwire.protocol.errors import UsageError
 from tests.offered_spaces import Disc
@@ -59,7 +60,8 @@ def test_an_observation_of_another_form_is_named(space: Any, observation: Any, f
 
 
 @pytest.mark.parametrize(
-    "reward", [0, True, -1.5, float("inf"), np.float32(1), np.array(2), np.ones(1), np.ones((1, 1))]
+    "reward",
+    [0, True, -1.5, 2**64 - 1, np.inf, np.float32(1), np.array(2), np.ones(1), np.ones((1, 1))],
 )
 def test_a_number_is_a_reward(reward: Any) -> None:
     StateCheck(PAIR).check(State(ZEROS, reward))
@@ -68,7 +70,7 @@ def test_a_number_is_a_reward(reward: Any) -> None:
 WRONG: dict[str, list[Any]] = {
     "reward": [
         *(float("nan"), np.float32("nan"), np.array([np.nan]), np.array("1"), np.zeros(0)),
-        *(np.zeros(3), None, "1", [1.0], [[1], []], {}, object(), 1j),
+        *(np.zeros(3), None, "1", [1.0], [[1], []], {}, object(), 1j, 10**400, -(10**5000)),
     ],
     "terminated": [1, 0.0, "yes", [[True], []], *map(np.array, (1, 0.3, "yes", [True]))],
     "truncated": [None, np.datetime64("2020"), np.float64(0.3), np.zeros(2, bool)],
@@ -90,3 +92,8 @@ def test_a_wrong_reward_flag_or_info_is_named(field: str, i: int) -> None:
 )
 def test_scalars_of_bool_are_flags(flag: Any) -> None:
     StateCheck(PAIR).check(State(ZEROS, terminated=flag, truncated=flag))
+
+
+def test_an_info_that_cannot_be_copied_is_named() -> None:
+    with pytest.raises(UsageError, match=r"^exchange: info cannot be copied: TypeError: .*lock"):
+        copy_state(State(ZEROS, info={"lock": threading.Lock()}))
