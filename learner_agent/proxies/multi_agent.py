@@ -80,7 +80,7 @@ class _RemoteAgents:
         self.observation_spaces = _spaces_of(env.observation_space, "observation space")
         self.action_spaces = _spaces_of(env.action_space, "action space")
         self.possible_agents = [*self.observation_spaces]
-        self._known = frozenset(self.possible_agents)
+        self._known = self.observation_spaces.keys() & self.action_spaces.keys()
         self.agents: list[str] = []
         self.metadata = env.metadata
         self.render_mode = env.render_mode
