@@ -145,5 +145,10 @@ class Turns:
 
 def _add(rewards: Iterable[Any], last: Any) -> Any:
     for one in rewards:
-        last = one + last
+        last = _number(one) + _number(last)
     return last
+
+
+def _number(reward: Any) -> Any:
+    """Return Python's number for one of NumPy's: a sum of its small integers could overflow."""
+    return reward.item() if hasattr(reward, "item") else reward

@@ -80,7 +80,7 @@ class _RemoteAgents:
         self.observation_spaces = _spaces_of(env.observation_space, "observation space")
         self.action_spaces = _spaces_of(env.action_space, "action space")
         self.possible_agents = [*self.observation_spaces]
-        self._known = frozenset(self.possible_agents)
+        self._known = self.observation_spaces.keys() & self.action_spaces.keys()
         self.agents: list[str] = []
         self.metadata = env.metadata
         self.render_mode = env.render_mode
@@ -94,11 +94,14 @@ class _RemoteAgents:
         for value in by_agent:
             is_right = is_right and isinstance(value, dict)
         if not is_right:
-            raise ProtocolError(
-                f"The env agent at {self._env._options.address!r} sent a malformed percept: its "  # noqa: SLF001 - of a class of this module
-                f"agents are unknown, or its values are not dicts by agent. Upgrade it, or report "
-                f"this to its operator."
-            )
+            raise self._malformed()
+
+    def _malformed(self) -> ProtocolError:
+        return ProtocolError(
+            f"The env agent at {self._env._options.address!r} sent a malformed percept: its "  # noqa: SLF001 - of a class of this module
+            f"agents are unknown, or its values are not dicts by agent. Upgrade it, or report "
+            f"this to its operator."
+        )
 
     def observation_space(self, agent: str) -> Space[Any]:
         """Return the observation space of an agent, always the same object."""
@@ -240,6 +243,17 @@ class ProxyAECEnv(_RemoteAgents, AECEnv[str, Any, Any]):  # type: ignore[misc]
         self._cumulative_rewards = cumulative
         self.agents = agents
         self.agent_selection = selected
+
+    def last(self, observe: bool = True) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Return what the selected agent needs to act, as PettingZoo does.
+
+        Raises ProtocolError if the env agent has sent no values for it.
+        """
+        by_agent = (self._cumulative_rewards, self.terminations, self.truncations, self.infos)
+        if self.agents and not all(self.agent_selection in values for values in by_agent):
+            raise self._malformed()
+        found: tuple[Any, float, bool, bool, dict[str, Any]] = super().last(observe)
+        return found
 
     def observe(self, agent: str) -> Any:
         """Return the observation of an agent."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 
 from gymwire.env_agent.simulation import turns as turns_module
@@ -59,6 +62,21 @@ def test_rewards_that_no_step_waited_for_are_added_in_their_order() -> None:
     reply = turns.take_reply()
     assert reply is not None
     assert reply.reward == 0.3 + (0.2 + (0.1 + 0.4))
+
+
+@pytest.mark.parametrize(
+    "reward", [np.uint8(200), np.int8(100), np.array([200], np.uint8), np.True_]
+)
+def test_sums_of_rewards_do_not_overflow(reward: Any) -> None:
+    turns = in_episode()
+    for _ in range(3):
+        turns.report(State("between", reward))
+    turns.ask(Command(0))
+    turns.take()
+    turns.report(State("after", reward))
+    reply = turns.take_reply()
+    assert reply is not None
+    assert reply.reward == 4 * int(np.sum(reward))
 
 
 def test_the_rewards_that_are_kept_for_a_silent_learner_are_bounded(

@@ -258,3 +258,26 @@ def test_a_malformed_info_names_the_env_agent(
         env._use(Remote(info))
         with pytest.raises(ProtocolError, match="env agent at 'lab/zoo' sent a malformed percept"):
             getattr(env, call)(*args)
+
+
+@pytest.mark.parametrize("name", ["observation_space", "action_space"])
+def test_an_agent_without_both_spaces_is_unknown(name: str) -> None:
+    env, remote = ProxyParallelEnv.__new__(ProxyParallelEnv), Remote(RIGHT)
+    setattr(remote, name, spaces.Dict({"b": spaces.Discrete(2)}))
+    env._use(remote)  # type: ignore[arg-type]
+    with pytest.raises(ProtocolError, match="sent a malformed percept"):
+        env.step({})
+
+
+@pytest.mark.parametrize("lacking", ["infos", "cumulative", "terminations", "truncations"])
+def test_values_without_the_selected_agent_are_malformed(lacking: str) -> None:
+    class Lacking(Remote):
+        def step(self, action: Any) -> Any:
+            maps = {**MAPS, lacking: {}}
+            return 0, maps["rewards"], maps["terminations"], maps["truncations"], self.info
+
+    env = ProxyAECEnv.__new__(ProxyAECEnv)
+    env._use(Lacking({**RIGHT_OF_AEC, lacking: {}}))  # type: ignore[arg-type]
+    env.step(0)
+    with pytest.raises(ProtocolError, match="sent a malformed percept"):
+        env.last()
