@@ -264,11 +264,14 @@ class SessionGroup:
         names = ", ".join(map(self.names, lost)) or "environments"
         first = self[lost[0]].exchange if lost else None
         why = (first and first.lost) or "the env agent is gone"
+        episodes, sessions = "Their episodes", "new sessions for them"
+        if sum(self.sizes[one] for one in lost) == 1:
+            episodes, sessions = "Its episode", "a new session for it"
         return lost_because(
             first.ended_by if first else "",
-            f"Lost: {names} of {self.num_envs} at {self.where}: {why.rstrip('.')}. Their episodes "
-            f"cannot be recovered.",
-            "Call reset() to open new sessions for them.",
+            f"Lost: {names} of {self.num_envs} at {self.where}: {why.rstrip('.')}. "
+            f"{episodes} cannot be recovered.",
+            f"Call reset() to open {sessions}.",
         )
 
     def reopen(self, lost: Sequence[int], *, wait_s: float | None = None) -> None:
