@@ -91,7 +91,8 @@ def converted(form: Any, convert: Callable[[Any], Any]) -> Any:
             pass
         case _:
             return convert(form)
-    copy, pairs = convert([infos, [pairs for _, pairs in casts]])
+    # At the depth at which they are in the form: there is a limit.
+    copy, pairs = convert([infos, [[pairs] for _, pairs in casts]])
     names: dict[int, dict[Any, Any]] = {}
     if type(copy) is dict:
         copy = _with_masks(infos, copy, names)
@@ -107,7 +108,7 @@ def converted(form: Any, convert: Callable[[Any], Any]) -> Any:
         return None if type(new) is Opaque else found
 
     found_places = [[follow(path), shape] for path, shape in places]
-    found_casts = [[follow(path), one] for (path, _), one in zip(casts, pairs, strict=True)]
+    found_casts = [[follow(path), *one] for (path, _), one in zip(casts, pairs, strict=True)]
     return [copy, *([one for one in found if one[0]] for found in (found_places, found_casts))]
 
 

@@ -207,6 +207,14 @@ def test_the_casts_of_a_vectors_infos_keep_their_array_and_what_has_no_key_loses
     assert casts == {([*found][1],): [(0, 1)]}
 
 
+def test_what_is_nested_too_deep_in_a_vectors_infos_is_opaque() -> None:
+    deep: Any = Odd.ONE
+    for _ in range(values.MAX_DEPTH):
+        deep = {"in": deep}
+    found, _ = vector_infos.from_wire(sent(vector_infos.to_wire({"deep": objects(deep)})))
+    assert values.Opaque.__name__ in repr(found["deep"][0])
+
+
 def in_vectors(info: Any) -> dict[Any, Any]:
     """Return the infos of a vector of two environments that both return this info."""
     vector: Any = VectorEnv()
