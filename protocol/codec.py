@@ -18,7 +18,7 @@ import typing
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from gymwire.protocol import values
+from gymwire.protocol import values, vector_infos
 from gymwire.protocol.arrays import ALIGNMENT
 from gymwire.protocol.errors import (
     ConfigurationError,
@@ -227,12 +227,7 @@ class Codec:
         for name in _FIELDS[kind]:
             value = getattr(message, name)
             if name == "info" and not self._strict_infos:
-                value, faults, conversions = values.convert(
-                    value, root="info", extended=self._extended
-                )
-                for fault in faults:
-                    self._on_opaque(fault.path)
-                self._report(conversions)
+                value = vector_infos.converted(value, self._convert_info)
             elif name != "info" and kind in (Kind.STATUS, Kind.PERCEPT):
                 value, faults, conversions = values.convert(
                     value, root=name, only_tensors=True, extended=self._extended
@@ -248,6 +243,13 @@ class Codec:
             return values.pack(fields, tail, extended=self._extended), tail, 0
         except EncodingError:
             raise error from None
+
+    def _convert_info(self, value: Any) -> Any:
+        copy, faults, conversions = values.convert(value, root="info", extended=self._extended)
+        for fault in faults:
+            self._on_opaque(fault.path)
+        self._report(conversions)
+        return copy
 
     def _report(self, conversions: list[tuple[str, str, str]]) -> None:
         for _, kind, became in conversions:

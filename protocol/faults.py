@@ -21,7 +21,16 @@ from gymwire.protocol.value_limits import (
     MAX_OTHER_KEYS,
 )
 
-__all__ = ["ATOMS", "CONTAINERS", "MAX_DEPTH", "Fault", "Opaque", "find_faults", "is_encodable"]
+__all__ = [
+    "ATOMS",
+    "CONTAINERS",
+    "MAX_DEPTH",
+    "Fault",
+    "Opaque",
+    "find_faults",
+    "is_encodable",
+    "other_than",
+]
 
 MAX_DEPTH: Final = 64
 """The maximum depth of nested containers."""
@@ -280,12 +289,12 @@ class _Replacer:
         known: Counter[Opaque] = Counter()
         for index, (key, copy) in enumerate(zip(keys, copies, strict=True)):
             if copy is not key:
-                copies[index] = _other_than(taken, known, copy, key)
+                copies[index] = other_than(taken, known, copy, key)
                 taken.add(copies[index])
         return copies
 
 
-def _other_than(taken: set[Any], known: Counter[Opaque], copy: Any, key: Any) -> Any:
+def other_than(taken: set[Any], known: Counter[Opaque], copy: Any, key: Any) -> Any:
     """Return `copy`, or if that is taken, an `Opaque` that shows the key, perhaps with a number.
 
     `known`: the last number of each.

@@ -3,7 +3,7 @@
 Gymnasium keeps values without a dtype (texts, None, lists, every `final_obs`) in arrays of objects.
 On the wire such an array becomes the list of its items, with its place beside it:
 
-    infos                     without arrays of objects and casts
+    infos                     without arrays of objects and casts, if all keys are text
     [infos, places, casts]    otherwise
 
     places: [[path, shape], ...]; path is the list of keys that leads to the array
@@ -13,16 +13,18 @@ On the wire such an array becomes the list of its items, with its place beside i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from gymwire.protocol.arrays import MAX_DIMS, MAX_EMPTY, empty_size, object_array
 from gymwire.protocol.errors import DecodingError
+from gymwire.protocol.faults import Opaque, other_than
 from gymwire.protocol.outside_exceptions import is_from_outside
 
-__all__ = ["Casts", "from_wire", "item", "to_wire"]
+__all__ = ["Casts", "converted", "from_wire", "item", "to_wire"]
 
 Casts = dict[tuple[Any, ...], list[tuple[int, Any]]]
 """Path of an array → the index of an environment and its value before the cast, for each cast."""
@@ -39,7 +41,15 @@ def to_wire(infos: Any, cast: Mapping[int, list[Any]] | None = None) -> Any:
     places: list[list[Any]] = []
     casts: list[list[Any]] = []
     plain = _without_objects(infos, [], places, casts, cast or {})
-    return [plain, places, casts] if places or casts else infos
+    is_form = places or casts or not _has_text_keys(infos)
+    return [plain, places, casts] if is_form else infos
+
+
+def _has_text_keys(infos: dict[Any, Any]) -> bool:
+    return all(
+        type(key) is str and (type(value) is not dict or _has_text_keys(value))
+        for key, value in infos.items()
+    )
 
 
 def _without_objects(
@@ -68,6 +78,72 @@ def _without_objects(
             copy = dict(infos)
         copy[key] = plain
     return copy
+
+
+def converted(form: Any, convert: Callable[[Any], Any]) -> Any:
+    """Return infos after `convert` has converted their values and keys.
+
+    The paths of a wire form lead to the same arrays as before, and its masks belong to the same
+    keys.
+    """
+    match form:
+        case [dict() as infos, [*places], [*casts]]:
+            pass
+        case _:
+            return convert(form)
+    # At the depth at which they are in the form: there is a limit.
+    copy, pairs = convert([infos, [[pairs] for _, pairs in casts]])
+    names: dict[int, dict[Any, Any]] = {}
+    if type(copy) is dict:
+        copy = _with_masks(infos, copy, names)
+
+    def follow(path: list[Any]) -> list[Any] | None:
+        """Return the path in the copy; None: something else is in the place of the array."""
+        found, old, new = [], infos, copy
+        for key in path:
+            if type(new) is not dict:
+                return None
+            found.append(names[id(old)][key])
+            old, new = old[key], new[found[-1]]
+        return None if type(new) is Opaque else found
+
+    found_places = [[follow(path), shape] for path, shape in places]
+    found_casts = [[follow(path), *one] for (path, _), one in zip(casts, pairs, strict=True)]
+    return [copy, *([one for one in found if one[0]] for found in (found_places, found_casts))]
+
+
+def _with_masks(
+    infos: dict[Any, Any], copy: dict[Any, Any], names: dict[int, dict[Any, Any]]
+) -> dict[Any, Any]:
+    """Return converted infos whose masks are named after the converted keys.
+
+    A key gets another name if its own, or that of its mask, belongs to another key. `names`: the id
+    of each dict in `infos` → the converted keys by the original ones.
+    """
+    new = names[id(infos)] = dict(zip(infos, copy, strict=True))
+    masks = {mask: key for key in infos if new[key] is not key and (mask := _mask(key)) in infos}
+    renamed = {*masks, *masks.values()}
+    taken = {name for key, name in new.items() if key not in renamed}
+    known: Counter[Opaque] = Counter()
+    for mask, key in masks.items():
+        name = new[key]
+        while name in taken or _mask(name) in taken:
+            taken.add(name)
+            name = other_than(taken, known, name, key)
+        new[key], new[mask] = name, _mask(name)
+        taken |= {name, new[mask]}
+    parts = zip(infos.items(), copy.values(), strict=True)
+    return {
+        new[key]: _with_masks(old, value, names) if type(old) is type(value) is dict else value
+        for (key, old), value in parts
+    }
+
+
+def _mask(key: Any) -> str | None:
+    try:
+        return f"_{key}"
+    except Exception:  # noqa: BLE001 - the key's own code, which may raise anything
+        return None
 
 
 def item(values: Any, index: int) -> Any:

@@ -7,7 +7,6 @@ other interpreters share with this one is in `interpreter/child/agents.py`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import gymnasium
@@ -27,7 +26,7 @@ kind_of = agents.kind_of
 class EnvModule:
     """A module of PettingZoo, such as `pettingzoo.classic.chess_v6`, as a factory."""
 
-    def __init__(self, module: ModuleType) -> None:
+    def __init__(self, module: Any) -> None:
         self._module = module
 
     def __call__(self, **kwargs: Any) -> Any:
@@ -42,9 +41,8 @@ class EnvModule:
 
 def is_env_module(value: object) -> bool:
     """Return whether this module makes environments as those of PettingZoo do."""
-    if not isinstance(value, ModuleType):
-        return False
-    return any(callable(getattr(value, name, None)) for name in ("parallel_env", "env"))
+    names = ("parallel_env", "env")
+    return agents.is_module(value) and any(callable(getattr(value, one, None)) for one in names)
 
 
 def adapt(made: Any, kind: str, name: str) -> MultiAgentEnv:

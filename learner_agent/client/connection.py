@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from gymwire.learner_agent.client.connection_use import AT_EXIT, ConnectionUse
 from gymwire.learner_agent.client.direct import DirectLinks
@@ -442,9 +442,10 @@ class BrokerConnection:
                     self._requests.throttled(header.seq, reply.retry_after_s, self.clock())
                 self._handshake.handle(reply, self.clock())
             case Kind.ERROR if self.welcome is None or _is_revocation(header, data):
-                message = PLAIN.decode(data, header)
-                assert isinstance(message, Error)
-                raise error_for(message)
+                error = self._handshake.refuse(error_for(cast(Error, PLAIN.decode(data, header))))
+                # Whoever waits for a session gets its loss, which the broker has sent before.
+                if self.welcome is None or self._requests.is_waiting:
+                    raise error
             case Kind.BYE:
                 self._log.warning("broker stopping", broker=self.url)
             case _:

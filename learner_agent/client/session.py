@@ -26,6 +26,7 @@ from gymwire.protocol.codec import (
     Header,
     check_size,
     name_of,
+    read_header,
 )
 from gymwire.protocol.errors import (
     BrokerUnreachable,
@@ -194,7 +195,7 @@ class RemoteSession:
                 if data is not None:
                     step = exchange.finish_step(data)
                     if step is not None:
-                        return step if type(step[4]) is dict else with_infos(step, self)
+                        return step if type(step[4]) is dict else finished(step, self, data)
                     if not self.receive_frame(data):
                         self.connection.tick(self.connection.clock(), (self,))
             return self._finish_step(timeout_s, deadline)
@@ -374,8 +375,7 @@ class RemoteSession:
         try:
             value = read(*reply)
         except DecodingError as error:  # the reply stays unreadable
-            who = f"The env agent of {exchange.where}"
-            raise exchange.set_failure(malformed(error, who, reply[0])) from None
+            raise _unreadable(error, self, reply[0]) from None
         if isinstance(value, Error):
             raise exchange.set_failure(error_for(value))
         return value
@@ -394,7 +394,7 @@ class RemoteSession:
             assert type(reply) is Error
             return reply
         step = reply.observation, reply.reward, reply.terminated, reply.truncated, reply.info
-        return with_infos(step, self)
+        return _with_infos(step, self)
 
     def _read_timed(self, header: Header, data: Data) -> tuple[Step, stamps.Stamps | None] | Error:
         taken = stamps.strip_reply(data)[1] if header.flags & TIMED else None
@@ -493,9 +493,23 @@ def _keep_error(session: RemoteSession, error: GymwireError, header: Header) -> 
     session.fail(error)
 
 
-def with_infos(step: Step, session: RemoteSession) -> Step:
+def finished(step: Step, session: RemoteSession, data: Data) -> Step:
+    """Return the step that `Exchange.finish_step` has read from a frame, with its infos merged."""
+    try:
+        return _with_infos(step, session)
+    except DecodingError as error:
+        raise _unreadable(error, session, read_header(data)) from None
+
+
+def _with_infos(step: Step, session: RemoteSession) -> Step:
     """Return a vector's step with its infos as Gymnasium merges them; another step as it is."""
     if type(step[4]) is dict or not session.open_msg.num_envs:
         return step
     exact = session.connection.exact_infos
     return *step[:4], vector_infos.from_wire(step[4], exact=exact)[0]
+
+
+def _unreadable(error: DecodingError, session: RemoteSession, header: Header) -> DecodingError:
+    """Return the exception that a reply stands for if it cannot be read."""
+    exchange = session.exchange
+    return exchange.set_failure(malformed(error, f"The env agent of {exchange.where}", header))

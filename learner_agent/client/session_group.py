@@ -35,6 +35,7 @@ class SessionGroup:
             `BrokerConnection.open_all` does.
 
     Attributes:
+        where: the address, as errors name it.
         undo_log: what `undo` restores: for each exchange the last number returned before the call.
     """
 
@@ -49,7 +50,7 @@ class SessionGroup:
         self.slices = slices
         self.sizes = [part.stop - part.start for part in slices]
         self.num_envs = slices[-1].stop
-        self._where = where
+        self.where = where
         self._open_all = open_all
         self._sessions = self._open(self.sizes)
         self.undo_log: dict[Exchange, int] = {}
@@ -166,7 +167,7 @@ class SessionGroup:
             raise self.lost_error() from None
         raise RequestTimeout(
             f"No reply yet from {', '.join(map(self.names, waiting))} of {self.num_envs} at "
-            f"{self._where}. Call again to keep waiting, or call reset() to drop the results. "
+            f"{self.where}. Call again to keep waiting, or call reset() to drop the results. "
             "If they never come, close() and make a new proxy."
         )
 
@@ -263,11 +264,14 @@ class SessionGroup:
         names = ", ".join(map(self.names, lost)) or "environments"
         first = self[lost[0]].exchange if lost else None
         why = (first and first.lost) or "the env agent is gone"
+        episodes, sessions = "Their episodes", "new sessions for them"
+        if sum(self.sizes[one] for one in lost) == 1:
+            episodes, sessions = "Its episode", "a new session for it"
         return lost_because(
             first.ended_by if first else "",
-            f"Lost: {names} of {self.num_envs} at {self._where}: {why.rstrip('.')}. Their episodes "
-            f"cannot be recovered.",
-            "Call reset() to open new sessions for them.",
+            f"Lost: {names} of {self.num_envs} at {self.where}: {why.rstrip('.')}. "
+            f"{episodes} cannot be recovered.",
+            f"Call reset() to open {sessions}.",
         )
 
     def reopen(self, lost: Sequence[int], *, wait_s: float | None = None) -> None:

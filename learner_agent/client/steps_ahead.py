@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gymwire.learner_agent.client.session import OTHER_PATHS_EVERY, RemoteSession, with_infos
+from gymwire.learner_agent.client.session import OTHER_PATHS_EVERY, RemoteSession, finished
 from gymwire.protocol.codec import Frame
 from gymwire.protocol.messages import Act
 from gymwire.protocol.step_codec import Step
@@ -83,7 +83,7 @@ def receive_step(session: RemoteSession) -> Step | None:
         if step is None:
             session.receive_frame(data)
             return None
-        return with_infos(step, session)
+        return finished(step, session, data)
     except BaseException as error:
         exchange.end_with(request, error, data)
         raise

@@ -17,7 +17,13 @@ from gymwire.learner_agent.proxies.interrupts import check_alone
 from gymwire.learner_agent.proxies.remote_generators import RemoteGenerators
 from gymwire.learner_agent.proxies.rounds import Rounds
 from gymwire.protocol import values, vector_infos
-from gymwire.protocol.errors import BatchSizeError, GymwireError, MoveError, ProtocolError
+from gymwire.protocol.errors import (
+    BatchSizeError,
+    DecodingError,
+    GymwireError,
+    MoveError,
+    ProtocolError,
+)
 from gymwire.protocol.messages import Kind, Message, Percept, Reset, Status
 from gymwire.protocol.outside_exceptions import is_from_outside
 
@@ -123,11 +129,19 @@ class VectorSteps:
         for i, status in group.reset(requests, timeout_s).items():
             assert type(status) is Status
             self._observations[i] = status.observation
-            infos[i], casts[i] = vector_infos.from_wire(status.info, exact=self._exact)
+            try:
+                infos[i], casts[i] = vector_infos.from_wire(status.info, exact=self._exact)
+            except DecodingError as error:
+                raise self._malformed("malformed infos", [i], error) from None
         if len(group) == 1:
             return self._observations[0], infos[0]
         observation = batching.join(self._observation, self._observations)
         return observation, batching.join_infos(infos, group.sizes, casts, exact=self._exact)
+
+    def _malformed(self, what: str, sessions: Iterable[int], error: Exception) -> DecodingError:
+        names = ", ".join(map(self._group.names, sessions))
+        why = f": {error}" if isinstance(error, ProtocolError) else "."
+        return DecodingError(f"The env agent of {self._group.where} sent {what} for {names}{why}")
 
     def step(self, actions: Any, timeout_s: float | None) -> VectorStep:
         """Run one step of all environments, or continue to wait for an interrupted one."""
@@ -208,9 +222,8 @@ class VectorSteps:
             self._received = received
         except GymwireError as error:
             if group.is_failure(error):  # the step is over in all sessions
-                self._before = self._begun, self._stepping, self._awaited, self._received
                 group.mark_returned(self._awaited)
-                self._forget()
+                self._end()
             raise
         percepts = {i: self._received[i] for i in self._awaited}  # in the order of the sessions
         step = self._joined(percepts)
@@ -219,6 +232,11 @@ class VectorSteps:
         self._forget()
         return step
 
+    def _end(self) -> None:
+        """End the step, as `undo` may undo."""
+        self._before = self._begun, self._stepping, self._awaited, self._received
+        self._forget()
+
     def _receive_single(self) -> VectorStep | None:
         """Wait for the step of a vector in one session: the fast path. None: use `read_step`."""
         session = self._group[0]
@@ -226,7 +244,11 @@ class VectorSteps:
         if not exchange.may_step:
             return None
         self._group.undo_log = {exchange: exchange.returned}
-        step = steps_ahead.receive_step(session)
+        try:
+            step = steps_ahead.receive_step(session)
+        except DecodingError:
+            self._end()
+            raise
         if step is not None:
             self._before = self._begun, self._stepping, self._awaited, self._received
             self._observations[0] = step[0]
@@ -326,8 +348,7 @@ class VectorSteps:
             awaited = [i for i in self._awaited if i not in percepts]
             self._forget()
             self._awaited = awaited
-            names = ", ".join(map(self._group.names, self._misfits(percepts)))
-            raise ProtocolError(f"The env agent sent a malformed percept for {names}.") from error
+            raise self._malformed("a malformed percept", self._misfits(percepts), error) from error
 
     def _misfits(self, percepts: Mapping[int, Any]) -> list[int]:
         """Return the sessions whose percepts have wrong sizes; all if that is not known."""

@@ -18,7 +18,7 @@ from typing import Any
 from gymwire.protocol.address import DEFAULT_BROKER, is_local
 from gymwire.protocol.capabilities import CAPABILITIES, common
 from gymwire.protocol.codec import PLAIN
-from gymwire.protocol.errors import BrokerUnreachable, Denied
+from gymwire.protocol.errors import BrokerUnreachable, Denied, GymwireError
 from gymwire.protocol.messages import Busy, BusyReason, Hello, Message, Welcome
 from gymwire.protocol.outside_exceptions import is_from_outside
 from gymwire.protocol.transport.broker_link import BrokerLink
@@ -64,6 +64,8 @@ class Handshake:
         software()
         self.progress_at = -math.inf
         self._repeat_at = 0.0
+        self._reason = ""  # why the broker has refused this side, since its last WELCOME
+        self._is_over = False  # whether ZeroMQ has given up
 
     def connect(
         self,
@@ -135,7 +137,7 @@ class Handshake:
         """Handle WELCOME, and BUSY "hello", which asks for HELLO; return whether it was either."""
         match message:
             case Welcome():
-                self.welcome = message
+                self.welcome, self._reason = message, ""
                 self.capabilities = common(message.capabilities)
                 self._link.handle_welcome(message)
             case Busy(reason=BusyReason.HELLO):
@@ -158,8 +160,18 @@ class Handshake:
         events = self._link.link_events()
         for event in events:
             if event.denied:
-                raise self._denied(event.denied)
+                self._is_over = True
+                self.refuse(self._denied(event.denied))
+        if self._is_over:
+            raise Denied(self._reason)
         return events
+
+    def refuse(self, error: GymwireError) -> GymwireError:
+        """Note an error with which the broker refuses this side; return the first of them."""
+        if self._reason:
+            return Denied(self._reason)
+        self._reason = str(error)
+        return error
 
     def _denied(self, why: str) -> Denied:
         return Denied(f"Cannot connect to the broker at {self._link.url}: {why}")

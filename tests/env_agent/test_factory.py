@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from gymwire.env_agent.factory import Factory, resolve
 from gymwire.env_agent.failure_reports import naming_known
+from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.protocol.errors import ConfigurationError
 
 BROKEN = """
@@ -119,6 +120,14 @@ def test_a_class_is_found_in_the_current_folder() -> None:
 
 def test_the_learners_arguments_override_the_operators() -> None:
     assert resolve("mine:Inner.Deep", {"size": 2}).make(None, {"size": 3}).size == 3  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("python", [None, sys.executable])
+def test_an_outdated_module_of_pettingzoo_names_the_newer_one(python: str | None) -> None:
+    name = "pettingzoo.classic:tictactoe_v0"
+    factory = ChildFactory("a", name, python, {}) if python else resolve(name, {})
+    with pytest.raises(Exception, match=r"tictactoe_v0 is now deprecated, use tictactoe_v[1-9]"):
+        factory.make_first()
 
 
 @pytest.mark.parametrize(

@@ -10,17 +10,19 @@ import pickle
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgpack
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.vector import VectorEnv
 
 from gymwire.broker.decoding import decode
 from gymwire.env_agent.interpreter import child_values
 from gymwire.env_agent.interpreter.child import frames
-from gymwire.protocol import named_tuples, values
+from gymwire.learner_agent.adapters import single_infos
+from gymwire.protocol import named_tuples, values, vector_infos
 from gymwire.protocol.codec import PLAIN, Codec, read_header
 from gymwire.protocol.errors import DecodingError, EncodingError
 from gymwire.protocol.messages import Act, Open, Percept, Result, Status
@@ -48,6 +50,12 @@ class Modes(enum.Flag):
 class Point(NamedTuple):
     x: float
     y: Any
+
+
+class Odd(enum.Enum):
+    NAME = "name"
+    MASK = "_name"
+    ONE = 1
 
 
 @dataclass
@@ -157,6 +165,61 @@ def test_each_conversion_is_reported_with_its_type() -> None:
         (f"{__name__}.Colour", "value"),
         (f"{__name__}.Point", "named tuple"),
     ]
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        {"name": "t", Odd.NAME: "u"},
+        {Odd.NAME: "u", "name": "t"},
+        {"name": Odd.NAME, Odd.NAME: Odd.MASK},
+        {"name": 1, Odd.NAME: 2},
+        {"name": 1, Odd.NAME: "u"},
+        {"name": [1], Odd.NAME: [2]},
+        {1: "a", Odd.ONE: "b"},
+        {"in": {1: "a", Odd.ONE: 5, Odd.NAME: {"x": None, Odd.ONE: None}}},
+        {Odd.NAME: {Odd.ONE: 2, 1: 3}, "\ud800": object()},
+        {frozenset("a"): "a", frozenset("b"): 0.5},
+    ],
+)
+def test_keys_of_a_vectors_infos_are_converted_as_those_of_each_info(info: Any) -> None:
+    infos = in_vectors(info), in_vectors(sent(info))
+    found = [vector_infos.from_wire(sent(vector_infos.to_wire(one)))[0] for one in infos]
+    assert_same(*found)
+    assert single_infos.split(found[0], [1], 2) == {1: sent(info)}
+
+
+@pytest.mark.parametrize("info", [{"_name": 1, Odd.NAME: "u"}, {"name": "t", Odd.MASK: 2}])
+def test_a_converted_key_of_a_vectors_infos_does_not_take_anothers_mask(info: Any) -> None:
+    found, casts = vector_infos.from_wire(sent(vector_infos.to_wire(in_vectors(info))))
+    assert not casts
+    one = single_infos.split(found, [1], 2)[1]
+    assert [*one.values()] == [*info.values()]
+    assert type([*one][1]) is values.Opaque
+
+
+def test_the_casts_of_a_vectors_infos_keep_their_array_and_what_has_no_key_loses_them() -> None:
+    infos: dict[Any, Any] = {"name": objects("t"), Odd.NAME: np.array([1])}
+    infos["crowd"] = {key: np.array([1]) for key in [*crowding_numbers(300), Odd.ONE]}
+    odd: Any = {id(infos[Odd.NAME]): [[0, Odd.ONE]], id(infos["crowd"][Odd.ONE]): [[0, 0.5]]}
+    found, casts = vector_infos.from_wire(sent(vector_infos.to_wire(infos, odd)))
+    assert type(found["crowd"]) is values.Opaque
+    assert casts == {([*found][1],): [(0, 1)]}
+
+
+def test_what_is_nested_too_deep_in_a_vectors_infos_is_opaque() -> None:
+    deep: Any = Odd.ONE
+    for _ in range(values.MAX_DEPTH):
+        deep = {"in": deep}
+    found, _ = vector_infos.from_wire(sent(vector_infos.to_wire({"deep": objects(deep)})))
+    assert values.Opaque.__name__ in repr(found["deep"][0])
+
+
+def in_vectors(info: Any) -> dict[Any, Any]:
+    """Return the infos of a vector of two environments that both return this info."""
+    vector: Any = VectorEnv()
+    vector.num_envs = 2
+    return cast("dict[Any, Any]", vector._add_info(vector._add_info({}, info, 0), info, 1))
 
 
 @pytest.mark.parametrize("bad", [BrokenTensor(GRID), object(), np.ma.masked_array([1]), {1, 2}])

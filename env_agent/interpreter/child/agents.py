@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections import OrderedDict
 from typing import Any
@@ -21,6 +22,12 @@ def kind_of(made: Any) -> str:
     if isinstance(made, pettingzoo.ParallelEnv):
         return PARALLEL
     return AEC if isinstance(made, pettingzoo.AECEnv) else ENV
+
+
+def is_module(value: Any) -> bool:
+    """Return whether this is a module, or what PettingZoo has in the place of an outdated one."""
+    stands_for_one = type(value).__module__ == "pettingzoo.utils.deprecated_module"
+    return inspect.ismodule(value) or stands_for_one
 
 
 def constructor(module: Any, kind: str) -> Any:

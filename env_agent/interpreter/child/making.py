@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import sys
 from typing import Any
 
-from .agents import constructor
+from .agents import constructor, is_module
 from .failures import WrongTarget
 from .signatures import parameters, render_takes_mode
 
@@ -17,7 +16,7 @@ def make(target: Any, render_mode: str | None, kwargs: dict[str, Any], kind: str
 
     `kind`: that of an environment with several agents, if a module offers both. Raises WrongTarget.
     """
-    if inspect.ismodule(target):
+    if is_module(target):
         target = constructor(target, kind)
     if not isinstance(target, str):
         if render_mode is None:

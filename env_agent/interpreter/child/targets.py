@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .agents import is_module
 from .failures import WrongTarget
 from .signatures import parameters
 
@@ -38,7 +38,7 @@ def load(name: str) -> Any:
     target = _imported(module_name, lambda: _attribute(found, attribute))
     if target is None:
         return name
-    if not callable(target) and not inspect.ismodule(target):
+    if not callable(target) and not is_module(target):
         raise WrongTarget(f"{attribute} is neither a class nor a factory. Name one that is")
     return target
 

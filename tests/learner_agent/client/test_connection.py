@@ -34,6 +34,7 @@ from gymwire.protocol.errors import (
 from gymwire.protocol.messages import (
     Act,
     Code,
+    EndedBy,
     Error,
     Find,
     Gone,
@@ -644,6 +645,32 @@ def test_a_session_that_is_lost_as_the_key_is_denied_says_why(
         text = "unknown key" if message is None else "removed from this broker's policy"
         with pytest.raises(Denied if message is None else EnvironmentLost, match=text):
             session.request(Act(0))
+
+
+def test_all_calls_after_the_removal_of_the_key_say_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Network() as network:
+        agent(network, slots=2)
+        connection = network.connection()
+        sessions = [connection.open("cartpole") for _ in range(2)]
+        dealer = cast(Dealer, connection.link._dealer)
+        for one in sessions:
+            dealer.inbox.append(bytes(PLAIN.encode(Gone(REMOVED, EndedBy.POLICY), one.sid, 0)))
+        dealer.inbox.append(bytes(PLAIN.encode(Error(Code.DENIED, REMOVED), 0, 0)))
+        connection.drain()
+        for one in sessions:
+            with pytest.raises(EnvironmentLost, match=REMOVED) as caught:
+                one.request(Reset(1))
+            assert caught.value.ended_by == "policy"
+        monkeypatch.setattr(network, "carry", lambda *_: None)  # from now on, nobody answers
+        dealer.inbox.append(bytes(PLAIN.encode(Error(Code.DENIED, "Another text."), 0, 0)))
+        with pytest.raises(Denied, match=REMOVED):
+            connection.find()
+        dealer.news += [LinkEvent(False, 1, denied="unknown key")]
+        for _ in range(2):
+            with pytest.raises(Denied, match=REMOVED):
+                connection.open("cartpole")
 
 
 def test_each_session_may_teach_the_codec_of_steps_that_it_shares() -> None:

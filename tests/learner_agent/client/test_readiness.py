@@ -99,4 +99,8 @@ def test_the_error_of_a_vector_advises_a_reset_unless_the_policy_ended_a_session
         group[0].exchange.lose("policy-1 is gone", ended_by)
     error = group.lost_error()
     assert error.ended_by == ended_by
-    assert ("Call reset()" in str(error)) is (ended_by != EndedBy.POLICY)
+    advises = ended_by != EndedBy.POLICY
+    assert "Its episode cannot be recovered." in str(error)
+    assert ("Call reset() to open a new session for it." in str(error)) is advises
+    group.sizes = [2]
+    assert "Their episodes cannot be recovered." in str(group.lost_error())

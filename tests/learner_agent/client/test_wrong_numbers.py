@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import structlog
@@ -19,7 +19,7 @@ from gymwire.protocol.errors import Denied, ProtocolError, RequestTimeout
 from gymwire.protocol.messages import Code, Error, Kind
 from tests import wire
 from tests.learner_agent.client.test_interrupted import in_memory
-from tests.wire import BROKER, Network
+from tests.wire import BROKER, Dealer, Network
 
 LIMITS: dict[str, Any] = {"wait_s": 3.0, "step_timeout_s": 3.0, "timeout_s": 5.0}
 
@@ -176,5 +176,6 @@ def test_a_revoked_key_is_raised_and_other_errors_of_no_request_are_dropped(
     connection.receive_frame(bytes(PLAIN.encode(Error(Code.LIMIT, "too many"))))
     assert [one["kind"] for one in logs if one["event"] == "message dropped"] == ["ERROR"]
     denied = bytes(PLAIN.encode(Error(Code.DENIED, "removed from this broker's policy")))
+    cast(Dealer, connection.link._dealer).inbox.append(denied)
     with pytest.raises(Denied, match="removed from this broker's policy"):
-        connection.receive_frame(denied)
+        connection.find()

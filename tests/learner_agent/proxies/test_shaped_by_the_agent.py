@@ -17,6 +17,7 @@ from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.env_agent.config import service
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.session_group import SessionGroup
+from gymwire.protocol import percept_layouts, vector_infos
 from gymwire.protocol.errors import AttributeDenied, DecodingError, ProtocolError
 from gymwire.protocol.messages import Call, Message, RenderedFrame, Result
 from tests.learner_agent.client.test_interrupted import in_memory
@@ -134,6 +135,29 @@ def test_a_malformed_reply_of_a_vector_counts_as_returned(
                 vector.render()
         monkeypatch.undo()
         assert vector.step(actions)[1].shape == (3,)
+
+
+@pytest.mark.parametrize("sessions", [1, 2])
+def test_malformed_infos_of_a_vector_are_the_agents_fault(
+    network: Network, monkeypatch: pytest.MonkeyPatch, sessions: int
+) -> None:
+    monkeypatch.setattr(Moody, "_info", lambda _: {"key": "text"})
+    with ProxyVectorEnv("moody", 2, BROKER, sessions=sessions) as vector:
+        vector.reset()
+        actions = vector.action_space.sample()
+        malformed = r"The env agent of 'moody' .*sent .*malformed.*: No list of items at"
+        for _ in range(2):
+            with monkeypatch.context() as patch:
+                for module in (vector_infos, percept_layouts):
+                    patch.setattr(module, "to_wire", lambda *_: [{}, [[["key"], [2]]], []])
+                with pytest.raises(DecodingError, match=malformed):
+                    vector.reset()
+                with pytest.raises(DecodingError, match=malformed):
+                    vector.step(actions)
+                vector.step_async(actions)
+                with pytest.raises(DecodingError, match=malformed):
+                    vector.step_wait()
+            assert list(vector.step(actions)[4]["key"]) == ["text"] * 2
 
 
 def test_a_vector_refuses_attributes_that_would_change_nothing(network: Network) -> None:
