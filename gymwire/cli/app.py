@@ -10,7 +10,6 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,6 +25,7 @@ from rich_click import (
     RichOptionPanel,
 )
 
+from gymwire.cli.interruption import Interrupted, handle_signals
 from gymwire.cli.kinds import FLAG, Kind, flag
 from gymwire.cli.option import PANELS, Option
 from gymwire.cli.options import options_of
@@ -138,14 +138,6 @@ COMMANDS = {
         ("gymwire keygen broker --dir keys", "gymwire keygen alice --dir keys"),
     ),
 }
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, SIGTERM or SIGHUP; `status` is the exit status that shells expect."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.status = 128 + number
 
 
 # --- building the commands ------------------------------------------------------------------------
@@ -400,15 +392,13 @@ def _execute(ctx: click.Context, name: str) -> int:
     from gymwire.cli.honcho import end_with_honcho
     from gymwire.cli.output import Output
     from gymwire.protocol import logs
-    from gymwire.protocol.ending_signals import ending_signals
     from gymwire.protocol.errors import GymwireError, UsageError
 
     if "log_level" in options:
         logs.configure(form=options["log_format"], level=options["log_level"])
         end_with_honcho()
     if not COMMANDS[name].handles_signals:
-        for number in ending_signals():
-            signal.signal(number, _interrupt)
+        handle_signals()
     output = Output(as_json=bool(options.get("json")))
     try:
         module = import_module(f"gymwire.cli.{name}")
@@ -483,13 +473,3 @@ _ADVICE = {
     "BrokerUnreachable": "Run the command again when the broker is back, or with a longer "
     "--timeout.",
 }
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Unwind the command; a second signal ends the process at once, but SIGHUP may be repeated."""
-    from gymwire.protocol.ending_signals import HANGUP, ending_signals
-
-    for each in ending_signals():
-        is_repeated = each == HANGUP != signal.SIGTERM
-        signal.signal(each, signal.SIG_IGN if is_repeated else signal.SIG_DFL)
-    raise Interrupted(number)

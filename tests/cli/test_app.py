@@ -15,6 +15,7 @@ import pytest
 
 from gymwire.cli import app, main
 from gymwire.cli.app import COMMANDS, SHELLS
+from gymwire.cli.interruption import Interrupted
 from gymwire.cli.kinds import FLAG
 from gymwire.cli.options import options_of
 from gymwire.env_agent.workers import Supervisor
@@ -222,7 +223,7 @@ def test_a_signal_while_a_command_is_imported_gives_its_own_status(
     number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def import_module(_: str) -> None:
-        raise app.Interrupted(number)
+        raise Interrupted(number)
 
     monkeypatch.setattr(app, "import_module", import_module)
     assert main(["ls"]) == 128 + number

@@ -17,7 +17,7 @@ import pytest
 from gymnasium import spaces
 
 from gymwire.cli import check, policies, run
-from gymwire.cli.app import Interrupted
+from gymwire.cli.interruption import Interrupted
 from gymwire.cli.progress import LineMeter
 from gymwire.cli.terminal import picture, printable, short
 from gymwire.learner_agent.client.timings import Timings
