@@ -99,6 +99,8 @@ def open_failed(address: str, error: BaseException) -> Error:
     else:
         text = f"The environment at {address!r} could not be made: {summary(error)}"
         text = _with_remedy(text, error)
+        if isinstance(error, WrongKeywords):
+            text = f"{text} Correct env_kwargs (--env-kwargs)."
     return Error(Code.OPEN_FAILED, text, details)
 
 

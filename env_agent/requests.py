@@ -213,8 +213,9 @@ class RequestHandler:
         if call.name not in slot.exposed and not reads_none:
             return Error(
                 Code.ATTRIBUTE_DENIED,
-                f"The env agent does not expose {call.name!r}. Its operator can expose it with "
-                f"--expose {call.name}. Exposed now: {', '.join(sorted(slot.exposed))}.",
+                f"The env agent at {slot.session.address!r} does not expose {call.name!r}. Its "
+                f"operator can expose it with --expose {call.name}. Exposed now: "
+                f"{', '.join(sorted(slot.exposed))}.",
             )
         return Result(slot.runner.access(call))
 

@@ -263,7 +263,7 @@ class ProxyVecEnv(VecEnv):
 
     def set_attr(self, attr_name: str, value: Any, indices: Indices = None) -> None:
         """Set an attribute of these environments. Raises AttributeDenied if it is not exposed."""
-        value = generators.describe(value) if attr_name == "np_random" else value
+        value = generators.describe_new(value) if attr_name == "np_random" else value
         self._each("each-set", attr_name, self._numbers(indices), value)
 
     def env_method(
