@@ -12,6 +12,7 @@ from gymnasium.vector import SyncVectorEnv
 
 from gymwire.env_agent.elsewhere import EnvironmentGone
 from gymwire.env_agent.interpreter.child_errors import RaisedInChild
+from gymwire.env_agent.results import WrongResult
 from gymwire.env_agent.space_watch import ChangedSpaceError
 from gymwire.protocol.errors import ConfigurationError, EncodingError
 from gymwire.protocol.messages import Code, Error
@@ -166,7 +167,8 @@ def _details(error: BaseException, env: object) -> dict[str, Any]:
     kind = _type_of(error)
     is_builtin = kind.__module__ == "builtins"
     name = kind.__qualname__ if is_builtin else f"{kind.__module__}.{kind.__qualname__}"
-    details: dict[str, Any] = {"type": _printable(name), "traceback": trace_of(error)}
+    trace = "" if isinstance(error, WrongResult) else trace_of(error)  # of our code only
+    details: dict[str, Any] = {"type": _printable(name), "traceback": trace}
     if isinstance(env, SyncVectorEnv) and (index := _index_in(env, error)) is not None:
         details["env_index"] = index
     return details
@@ -174,6 +176,8 @@ def _details(error: BaseException, env: object) -> dict[str, Any]:
 
 def _type_of(error: BaseException) -> type[BaseException]:
     """Return the type of an exception, as a learner may know it."""
+    if isinstance(error, WrongResult):
+        return ValueError
     return TypeError if isinstance(error, WrongKeywords) else type(error)
 
 
@@ -188,8 +192,8 @@ def _index_in(vector: SyncVectorEnv[Any, Any], error: BaseException) -> int | No
     for (frame, name), (_, inner) in pairwise(steps):
         if (
             "i" in frame.f_locals
-            and name in ("step", "reset")
-            and inner in ("step", "reset", "_add_info")
+            and name in ("step", "reset", "_check_observations")
+            and inner in ("step", "reset", "_add_info", "check_step", "check_observation")
             and frame.f_locals.get("self") is vector
         ):
             return frame.f_locals.get("i")

@@ -8,7 +8,7 @@ from typing import Any, assert_never
 
 from gymwire.env_agent import failure_reports
 from gymwire.env_agent.forks import end_if_forked
-from gymwire.env_agent.runners.runner import unpack
+from gymwire.env_agent.results import unpack
 from gymwire.env_agent.session import Verdict
 from gymwire.env_agent.slot import Slot
 from gymwire.protocol import dialogue, logs, remote_space

@@ -85,7 +85,7 @@ def test_every_other_state_is_used(kind: str, state: dict[str, Any]) -> None:
 class _Unknown(np.random.PCG64):
     """A bit generator whose state is fine, but its name unknown."""
 
-    @property
+    @property  # type: ignore[misc]
     def state(self) -> Any:
         return {**super().state, "bit_generator": "Unknown"}
 
