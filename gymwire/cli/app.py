@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ PROGRAM = "gymwire"
 COMPLETE_VARIABLE = "_GYMWIRE_COMPLETE"
 SHELLS = ("bash", "zsh", "fish")
 FAILED, MISUSED = 1, 2  # exit statuses
+SIMILAR = 0.75  # of 1: how similar an option must be to be suggested
 SETTINGS = {
     "help_option_names": ["-h", "--help"],
     "rich_help_config": {"max_width": 100},
@@ -371,6 +373,9 @@ def _print_misuse(error: click.ClickException) -> None:
     message = error.format_message()
     if isinstance(error, click.BadParameter) and error.param is not None and ctx is not None:
         message = f"{origin(ctx, error.param)}: {error.message}"
+    if isinstance(error, click.NoSuchOption):
+        close = get_close_matches(error.option_name, error.possibilities or (), cutoff=SIMILAR)
+        message = click.NoSuchOption(error.option_name, possibilities=close).format_message()
     end = "" if message.endswith(("?", ".")) else "."
     _print_error(path, f"{message}{end} See `{path} --help`.")
 

@@ -36,14 +36,14 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """Reset the environment. Raises EnvironmentFailed."""
-        with self._naming("reset"):
+        with naming_method(self._address, "reset"):
             observation, info = self.env.reset(seed=seed, options=options)
         self._check_observation(observation, "reset")
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Run a step. Raises EnvironmentFailed."""
-        with self._naming("step"):
+        with naming_method(self._address, "step"):
             observation, reward, terminated, truncated, info = self.env.step(action)
         self._check_observation(observation, "step")
         number = _as_number(reward)
@@ -59,18 +59,8 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def render(self) -> Any:
         """Render the environment. Raises EnvironmentFailed."""
-        with self._naming("render"):
+        with naming_method(self._address, "render"):
             return self.env.render()
-
-    @contextmanager
-    def _naming(self, method: str) -> Iterator[None]:
-        """Let an exception of the environment name its address and the method."""
-        try:
-            yield
-        except EnvironmentFailed as error:
-            said = f"The environment at {self._address!r} failed in {method}()"
-            error.args = (f"{said}: {error.args[0]}", *error.args[1:])
-            raise
 
     def _check_observation(self, observation: Any, method: str) -> None:
         if self._checks_observations and not _fits(observation, self.observation_space):
@@ -92,6 +82,17 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def _fault(self, what: str, method: str) -> EnvironmentFailed:
         return fault(self._address, what, method)
+
+
+@contextmanager
+def naming_method(address: str, method: str) -> Iterator[None]:
+    """Let an exception of the environment name its address and the method."""
+    try:
+        yield
+    except EnvironmentFailed as error:
+        said = f"The environment at {address!r} failed in {method}()"
+        error.args = (f"{said}: {error.args[0]}", *error.args[1:])
+        raise
 
 
 def fault(address: str, what: str, method: str) -> EnvironmentFailed:

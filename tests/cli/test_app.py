@@ -68,6 +68,7 @@ def test_the_help_of_a_command_has_one_or_two_examples_that_can_be_read(
     [
         ("lss", "gymwire: No such command 'lss'."),
         ("ls --wate 3", "gymwire ls: No such option '--wate'. Did you mean '--wait'?"),
+        ("run cartpole --steps 5", "gymwire run: No such option '--steps'. See"),
         ("ls --wait nan", "gymwire ls: --wait: expected seconds, 0 or more, got 'nan'."),
         ("ls --timeout 0", "gymwire ls: --timeout: expected at least 0.5 seconds, got '0'."),
         ("train --steps 0", "gymwire train: --steps: expected a whole number of 1 or more"),

@@ -339,6 +339,12 @@ def test_an_exception_of_an_environment_names_its_address_and_the_method(
         call(screen, name, "line")
 
 
+def test_a_measurement_names_the_address_and_the_method() -> None:
+    env = Line(fail_at=1, failure=EnvironmentFailed("KeyError: 'left'"))
+    with pytest.raises(EnvironmentFailed, match=r"^The env.* at 'line' failed in step\(\): KeyErr"):
+        check.measure(env, 9, 0, "line")
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("kind", [np.float32, np.int64, object])
 def test_an_array_of_one_number_is_a_number(kind: type, screen: Screen) -> None:
