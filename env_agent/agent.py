@@ -360,7 +360,8 @@ class Agent:
                 return
             self._ending.set()
         if not self._is_described:
-            self._cut_off(["the constructor of the first environment"])
+            self._log.info("cut off", running=["the constructor of the first environment"])
+            self._end_process()
         for loop in self._loops:
             loop.drain.set()
         running = self._describe_running("may continue" if drain else "ends now")
@@ -423,6 +424,10 @@ class Agent:
     def _cut_off(self, running: list[str]) -> NoReturn:
         """End the process although something still runs, with exit status 1."""
         self._log.error("cut off", running=running, grace_s=self._grace_s)
+        self._end_process()
+
+    def _end_process(self) -> NoReturn:
+        """End the process with exit status 1, whatever runs in it."""
         for service in self._services:
             if service.recorder is not None:
                 service.recorder.close()

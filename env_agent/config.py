@@ -60,6 +60,9 @@ def service(  # noqa: PLR0913 - these are the keys of an offer
     check_address(address)
     check_spaces(spaces, python)
     check_wrap(wrap, python)
+    for name in expose:
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ConfigurationError(f"expose: {name!r:.100} cannot be the name of an attribute.")
     if max_sessions is None:
         max_sessions = DEFAULT_SLOTS if python is None else _processors()
     if max_sessions < 1:

@@ -12,6 +12,7 @@ from gymnasium.vector import SyncVectorEnv
 
 from gymwire.env_agent.elsewhere import EnvironmentGone
 from gymwire.env_agent.interpreter.child_errors import RaisedInChild
+from gymwire.env_agent.results import WrongResult
 from gymwire.env_agent.space_watch import ChangedSpaceError
 from gymwire.protocol.errors import ConfigurationError, EncodingError
 from gymwire.protocol.messages import Code, Error
@@ -99,6 +100,8 @@ def open_failed(address: str, error: BaseException) -> Error:
     else:
         text = f"The environment at {address!r} could not be made: {summary(error)}"
         text = _with_remedy(text, error)
+        if isinstance(error, WrongKeywords):
+            text = f"{text} Correct env_kwargs (--env-kwargs)."
     return Error(Code.OPEN_FAILED, text, details)
 
 
@@ -164,7 +167,8 @@ def _details(error: BaseException, env: object) -> dict[str, Any]:
     kind = _type_of(error)
     is_builtin = kind.__module__ == "builtins"
     name = kind.__qualname__ if is_builtin else f"{kind.__module__}.{kind.__qualname__}"
-    details: dict[str, Any] = {"type": _printable(name), "traceback": trace_of(error)}
+    trace = "" if isinstance(error, WrongResult) else trace_of(error)  # of our code only
+    details: dict[str, Any] = {"type": _printable(name), "traceback": trace}
     if isinstance(env, SyncVectorEnv) and (index := _index_in(env, error)) is not None:
         details["env_index"] = index
     return details
@@ -172,6 +176,8 @@ def _details(error: BaseException, env: object) -> dict[str, Any]:
 
 def _type_of(error: BaseException) -> type[BaseException]:
     """Return the type of an exception, as a learner may know it."""
+    if isinstance(error, WrongResult):
+        return ValueError
     return TypeError if isinstance(error, WrongKeywords) else type(error)
 
 
@@ -186,8 +192,8 @@ def _index_in(vector: SyncVectorEnv[Any, Any], error: BaseException) -> int | No
     for (frame, name), (_, inner) in pairwise(steps):
         if (
             "i" in frame.f_locals
-            and name in ("step", "reset")
-            and inner in ("step", "reset", "_add_info")
+            and name in ("step", "reset", "_check_observations")
+            and inner in ("step", "reset", "_add_info", "check_step", "check_observation")
             and frame.f_locals.get("self") is vector
         ):
             return frame.f_locals.get("i")

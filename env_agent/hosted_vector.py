@@ -15,6 +15,7 @@ from gymnasium.vector.utils import concatenate
 from gymwire.env_agent import known_spaces
 from gymwire.env_agent.bounded_cache import BoundedCache
 from gymwire.env_agent.closing import close_all, closed_on_error
+from gymwire.env_agent.results import check_observation, check_step
 from gymwire.env_agent.space_watch import SpaceWatch
 from gymwire.protocol import spaces, vector_infos
 
@@ -120,8 +121,15 @@ class HostedVector(_Vector):
                 found[i], info = env.reset()
                 rewards[i], terminations[i], truncations[i] = 0.0, False, False
             else:
-                found[i], rewards[i], terminated, truncated, info = env.step(action)
-                terminations[i], truncations[i] = terminated, truncated
+                result = env.step(action)
+                try:
+                    found[i], reward, terminated, truncated, info = result
+                    rewards[i], terminations[i], truncations[i] = reward, terminated, truncated
+                except Exception:
+                    check_step(result, self.single_observation_space)
+                    raise
+                if reward is None:  # NumPy takes it for NaN
+                    check_step(result, self.single_observation_space)
                 if (
                     is_same_step
                     and not (terminated is False and truncated is False)  # the usual case
@@ -132,9 +140,26 @@ class HostedVector(_Vector):
                     found[i], info = env.reset()
             if info:
                 infos = self._add_info(infos, info, i)
-        self._observations = self._batched(found)
+        try:
+            self._observations = self._batched(found)
+        except Exception:
+            self._check_observations("step")
+            raise
         self._autoreset_envs = terminations | truncations
         return self._observations, rewards.copy(), terminations.copy(), truncations.copy(), infos
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> Any:
+        """Reset as SyncVectorEnv does. Raises WrongResult for observations of a wrong shape."""
+        try:
+            return super().reset(seed=seed, options=options)
+        except Exception:
+            self._check_observations("reset")
+            raise
+
+    def _check_observations(self, method: str) -> None:
+        for i in range(self.num_envs):  # `i`: see `step`
+            if self._env_obs[i] is not None:  # as before the first reset
+                check_observation(self._env_obs[i], self.single_observation_space, method)
 
     def _batched(self, found: list[Any]) -> Any:
         """Return these observations in the vector's own buffers, as `concatenate` does."""

@@ -8,7 +8,7 @@ from typing import Any, assert_never
 
 from gymwire.env_agent import failure_reports
 from gymwire.env_agent.forks import end_if_forked
-from gymwire.env_agent.runners.runner import unpack
+from gymwire.env_agent.results import unpack
 from gymwire.env_agent.session import Verdict
 from gymwire.env_agent.slot import Slot
 from gymwire.protocol import dialogue, logs, remote_space
@@ -213,8 +213,9 @@ class RequestHandler:
         if call.name not in slot.exposed and not reads_none:
             return Error(
                 Code.ATTRIBUTE_DENIED,
-                f"The env agent does not expose {call.name!r}. Its operator can expose it with "
-                f"--expose {call.name}. Exposed now: {', '.join(sorted(slot.exposed))}.",
+                f"The env agent at {slot.session.address!r} does not expose {call.name!r}. Its "
+                f"operator can expose it with --expose {call.name}. Exposed now: "
+                f"{', '.join(sorted(slot.exposed))}.",
             )
         return Result(slot.runner.access(call))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gymwire.protocol.errors import DecodingError
+from gymwire.protocol.errors import DecodingError, UsageError
 from gymwire.protocol.outside_exceptions import is_from_outside
 
 _BIT_GENERATORS = {
@@ -30,6 +30,23 @@ def describe(generator: np.random.Generator) -> dict[str, Any]:
     """
     check(generator)
     return dict(generator.bit_generator.state)
+
+
+def describe_new(generator: Any) -> dict[str, Any]:
+    """Return the state of a generator that a learner sets.
+
+    Raises UsageError if it is not a generator, or in a state that `build` refuses.
+    """
+    try:
+        state = describe(generator)
+        build(state)
+    except AttributeError:
+        raise UsageError(
+            f"np_random must be a numpy.random.Generator, not {generator!r:.100}."
+        ) from None
+    except DecodingError as error:
+        raise UsageError(f"np_random cannot be set to this generator. {error}") from None
+    return state
 
 
 def check(generator: Any) -> None:

@@ -77,7 +77,10 @@ def check_kind(has: str, kind: str, name: str) -> None:
             f"The agents of {name} act one after another (its metadata has no "
             f"`is_parallelizable`): open it with {proxy}."
         )
-    raise ConfigurationError(f"{name} has several agents: open it with {proxy}.")
+    raise ConfigurationError(
+        f"{name} has several agents: open it with {proxy} in Python. The "
+        f"commands of gymwire, such as run, are for environments with one agent."
+    )
 
 
 def has_one_agent(name: str) -> ConfigurationError:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 from gymnasium import Space
@@ -18,6 +17,7 @@ from gymwire.env_agent.elsewhere import why_gone
 from gymwire.env_agent.factory import Env, Vector
 from gymwire.env_agent.hosted_vector import HostedVector
 from gymwire.env_agent.interpreter.child_env import ChildEnv
+from gymwire.env_agent.results import unpack
 from gymwire.env_agent.runners.each_env import access_each, is_for_each
 from gymwire.env_agent.runners.env_generators import EnvGenerators, generators_kept
 from gymwire.env_agent.runners.holders import GENERATOR, find_holder
@@ -153,38 +153,6 @@ def kind_of(env: Env | Vector) -> str:
     if isinstance(env, pettingzoo.MultiAgentEnv | ChildEnv):
         return str(env.kind)
     return EnvKind.ENV
-
-
-def unpack(result: Any, method: str) -> tuple[Any, ...]:
-    """Return the values that `reset` or `step` of an environment has returned.
-
-    Raises ValueError if it has returned more or fewer values than `gymnasium.Env` prescribes, and
-    TypeError if it has returned something else.
-    """
-    if isinstance(result, Awaitable):
-        if isinstance(result, Coroutine):
-            result.close()  # Python would warn later that nobody has awaited it
-        raise TypeError(
-            f"{method}() returned a {type(result).__name__} to await, but is not declared with "
-            f"`async def`. If a decorator hides that, let the decorator return an `async def` "
-            f"function."
-        )
-    names = _RETURNED[method]
-    expected = f"{method}() must return {len(names)} values ({', '.join(names)}), not"
-    if not isinstance(result, Iterable):
-        raise TypeError(f"{expected} {type(result).__name__}.")
-    found = tuple(islice(result, _MAX_COUNTED))
-    if len(found) != len(names):
-        more = " or more" if len(found) == _MAX_COUNTED else ""
-        raise ValueError(f"{expected} {len(found)}{more}.")
-    return found
-
-
-_MAX_COUNTED = 10  # values of an iterator, which may be endless
-_RETURNED = {
-    "reset": ("observation", "info"),
-    "step": ("observation", "reward", "terminated", "truncated", "info"),
-}
 
 
 def _without_casts(env: HostedVector) -> Callable[[Any], Any]:

@@ -9,8 +9,8 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,6 +26,7 @@ from rich_click import (
     RichOptionPanel,
 )
 
+from gymwire.cli.interruption import Interrupted, handle_signals
 from gymwire.cli.kinds import FLAG, Kind, flag
 from gymwire.cli.option import PANELS, Option
 from gymwire.cli.options import options_of
@@ -37,6 +38,7 @@ PROGRAM = "gymwire"
 COMPLETE_VARIABLE = "_GYMWIRE_COMPLETE"
 SHELLS = ("bash", "zsh", "fish")
 FAILED, MISUSED = 1, 2  # exit statuses
+SIMILAR = 0.75  # of 1: how similar an option must be to be suggested
 SETTINGS = {
     "help_option_names": ["-h", "--help"],
     "rich_help_config": {"max_width": 100},
@@ -138,14 +140,6 @@ COMMANDS = {
         ("gymwire keygen broker --dir keys", "gymwire keygen alice --dir keys"),
     ),
 }
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, SIGTERM or SIGHUP; `status` is the exit status that shells expect."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.status = 128 + number
 
 
 # --- building the commands ------------------------------------------------------------------------
@@ -379,6 +373,9 @@ def _print_misuse(error: click.ClickException) -> None:
     message = error.format_message()
     if isinstance(error, click.BadParameter) and error.param is not None and ctx is not None:
         message = f"{origin(ctx, error.param)}: {error.message}"
+    if isinstance(error, click.NoSuchOption):
+        close = get_close_matches(error.option_name, error.possibilities or (), cutoff=SIMILAR)
+        message = click.NoSuchOption(error.option_name, possibilities=close).format_message()
     end = "" if message.endswith(("?", ".")) else "."
     _print_error(path, f"{message}{end} See `{path} --help`.")
 
@@ -400,15 +397,13 @@ def _execute(ctx: click.Context, name: str) -> int:
     from gymwire.cli.honcho import end_with_honcho
     from gymwire.cli.output import Output
     from gymwire.protocol import logs
-    from gymwire.protocol.ending_signals import ending_signals
     from gymwire.protocol.errors import GymwireError, UsageError
 
     if "log_level" in options:
         logs.configure(form=options["log_format"], level=options["log_level"])
         end_with_honcho()
     if not COMMANDS[name].handles_signals:
-        for number in ending_signals():
-            signal.signal(number, _interrupt)
+        handle_signals()
     output = Output(as_json=bool(options.get("json")))
     try:
         module = import_module(f"gymwire.cli.{name}")
@@ -483,13 +478,3 @@ _ADVICE = {
     "BrokerUnreachable": "Run the command again when the broker is back, or with a longer "
     "--timeout.",
 }
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Unwind the command; a second signal ends the process at once, but SIGHUP may be repeated."""
-    from gymwire.protocol.ending_signals import HANGUP, ending_signals
-
-    for each in ending_signals():
-        is_repeated = each == HANGUP != signal.SIGTERM
-        signal.signal(each, signal.SIG_IGN if is_repeated else signal.SIG_DFL)
-    raise Interrupted(number)

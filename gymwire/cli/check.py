@@ -25,6 +25,7 @@ from gymwire.cli.connection import SessionOptions, open_env
 from gymwire.cli.output import Json, Output
 from gymwire.cli.terminal import counted, printable
 from gymwire.learner_agent.client.timings import Timings
+from gymwire.learner_agent.training.checked_env import naming_method
 from gymwire.protocol.errors import EnvironmentFailed, GymwireError, NoFreeSlot
 from gymwire.protocol.extras import install_line
 
@@ -81,7 +82,7 @@ def command(options: Options, output: Output) -> int:
         if verdict.failure is not None:
             return 1
         with output.errors.status(f"measuring {options.steps:,} steps …"):
-            seconds, timings = measure(env, options.steps, options.seed or 0)
+            seconds, timings = measure(env, options.steps, options.seed or 0, str(options.address))
         _print_times(seconds, timings, output)
     finally:
         env.close()
@@ -214,8 +215,10 @@ def _print_verdict(verdict: Verdict, output: Output) -> None:
 # --- the measurement ------------------------------------------------------------------------------
 
 
-def measure(env: Any, steps: int, seed: int) -> tuple[NDArray[np.float64], list[Timings]]:
-    """Measure the steps of a random policy.
+def measure(
+    env: Any, steps: int, seed: int, address: str
+) -> tuple[NDArray[np.float64], list[Timings]]:
+    """Measure the steps of a random policy. `address`: of the environment, for errors.
 
     Returns the seconds that each step took, float64 (n,) with n <= `steps`; and, of as many steps
     more, where the time went. The second is empty if the environment cannot time its steps.
@@ -228,26 +231,31 @@ def measure(env: Any, steps: int, seed: int) -> tuple[NDArray[np.float64], list[
             timings.append(timing)
         return step  # type: ignore[no-any-return]
 
-    seconds = _walk(env, env.step, steps, seed)
+    seconds = _walk(env, env.step, steps, seed, address)
     if getattr(env, "is_timed", False):
-        _walk(env, timed_step, steps, seed)
+        _walk(env, timed_step, steps, seed, address)
     return seconds, timings
 
 
-def _walk(env: Env, do_step: Callable[[Any], Step], steps: int, seed: int) -> NDArray[np.float64]:
+def _walk(
+    env: Env, do_step: Callable[[Any], Step], steps: int, seed: int, address: str
+) -> NDArray[np.float64]:
     env.action_space.seed(seed)
-    env.reset(seed=seed)
+    with naming_method(address, "reset"):
+        env.reset(seed=seed)
     seconds = np.empty(steps)
     end = time.monotonic() + MEASURED_S
     for step in range(steps):
         action = env.action_space.sample()
-        start = time.perf_counter()
-        _, _, terminated, truncated, _ = do_step(action)
-        seconds[step] = time.perf_counter() - start
+        with naming_method(address, "step"):
+            start = time.perf_counter()
+            _, _, terminated, truncated, _ = do_step(action)
+            seconds[step] = time.perf_counter() - start
         if time.monotonic() > end:
             return seconds[: step + 1]
         if terminated or truncated:
-            env.reset()
+            with naming_method(address, "reset"):
+                env.reset()
     return seconds
 
 

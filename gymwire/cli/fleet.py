@@ -179,7 +179,7 @@ def _show(
     )
     if fault is not None:
         output.fail(fault)
-        output.errors.print(Text(printable(str(fault))), soft_wrap=True)
+        output.errors.print(Text(f"gymwire fleet: {printable(str(fault))}"), soft_wrap=True)
     ready = f"{sum(one.state == READY for one in agents)} of " if fault is None else ""
     unknown = " ready" if fault is None else "; which of them are ready is unknown"
     output.say(

@@ -75,6 +75,11 @@ def load(text: str | None, env: Env, seed: int | None) -> Policy:
     if isinstance(found, type):
         with _naming(text):
             choose = found(env.observation_space, env.action_space)
+        if not callable(choose):
+            raise ConfigurationError(
+                f"{text} is not a policy, since its objects cannot be called. Name a function that "
+                f"takes an observation and returns an action, or a class with such a __call__."
+            )
 
     def act(observation: Any, info: Mapping[str, Any]) -> Any:
         with _naming(text):

@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from gymwire.cli import policies
 from gymwire.cli.connection import SessionOptions, naming, open_env
+from gymwire.cli.interruption import held, waiting
 from gymwire.cli.output import Output
 from gymwire.cli.terminal import counted
 from gymwire.learner_agent.training.checked_env import CheckedEnv
@@ -30,6 +32,22 @@ class Options(SessionOptions):
     episodes: int
     policy: str | None
     out: Path | None
+
+
+class InterruptibleEnv(CheckedEnv):
+    """An environment for whose calls a signal need not wait."""
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset the environment. Raises EnvironmentFailed."""
+        with waiting():
+            return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Run a step. Raises EnvironmentFailed."""
+        with waiting():
+            return super().step(action)
 
 
 def command(options: Options, output: Output) -> int:
@@ -89,26 +107,29 @@ def _record(options: Options, path: Path, output: Output) -> None:
         env.spec = env.served_spec  # the dataset is one of this environment, not of its proxy
         with naming(options, "policy"):
             policy = policies.load(options.policy, env, options.seed)
-        # Losslessly: a picture must come out as it was.
-        checked = CheckedEnv(env, str(options.address))
-        collector = DataCollector(checked, record_infos=False, jpeg_encoding=False)
-        try:
-            while done < options.episodes:
-                # An episode needs a seed of its own, with which it can be played again.
-                seed = secrets.randbits(31) if options.seed is None else options.seed + done
-                observation, info = collector.reset(seed=seed)
-                over, length = False, 0
-                while not over:
-                    action = policy(observation, info)
-                    observation, _, terminated, truncated, info = collector.step(action)
-                    over, length = bool(terminated or truncated), length + 1
-                done, steps = done + 1, steps + length
-        finally:
-            if done:
-                _save(collector, options, path)
-                episodes = counted(done, "episode")
-                output.say(f"Saved {episodes} ({counted(steps, 'step')}) in {path}.")
-            collector.close()  # removes its temporary files
+        # An interrupted write of Minari's would make its temporary files useless.
+        with held():
+            # Losslessly: a picture must come out as it was.
+            checked = InterruptibleEnv(env, str(options.address))
+            collector = DataCollector(checked, record_infos=False, jpeg_encoding=False)
+            try:
+                while done < options.episodes:
+                    # An episode needs a seed of its own, with which it can be played again.
+                    seed = secrets.randbits(31) if options.seed is None else options.seed + done
+                    observation, info = collector.reset(seed=seed)
+                    over, length = False, 0
+                    while not over:
+                        with waiting():
+                            action = policy(observation, info)
+                        observation, _, terminated, truncated, info = collector.step(action)
+                        over, length = bool(terminated or truncated), length + 1
+                    done, steps = done + 1, steps + length
+            finally:
+                if done:
+                    _save(collector, options, path)
+                    episodes = counted(done, "episode")
+                    output.say(f"Saved {episodes} ({counted(steps, 'step')}) in {path}.")
+                collector.close()  # removes its temporary files
     finally:
         env.close()
         output.result(

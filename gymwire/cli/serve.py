@@ -70,6 +70,8 @@ class Options(AgentOptions):
 
 def command(options: Options, output: Output) -> int:
     """Serve until Ctrl-C, SIGTERM or SIGHUP. Returns the exit status."""
+    if options.pin and options.workers == 1:
+        raise ConfigurationError("--pin is for several workers: pass --workers N, or leave it out.")
     if options.workers > 1 and options.worker is None:
         return _supervise(options)
     if options.workers > 1:

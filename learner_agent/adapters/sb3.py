@@ -263,7 +263,7 @@ class ProxyVecEnv(VecEnv):
 
     def set_attr(self, attr_name: str, value: Any, indices: Indices = None) -> None:
         """Set an attribute of these environments. Raises AttributeDenied if it is not exposed."""
-        value = generators.describe(value) if attr_name == "np_random" else value
+        value = generators.describe_new(value) if attr_name == "np_random" else value
         self._each("each-set", attr_name, self._numbers(indices), value)
 
     def env_method(
@@ -301,7 +301,12 @@ class ProxyVecEnv(VecEnv):
 
     def _numbers(self, indices: Indices) -> list[int]:
         # As in a DummyVecEnv, where they index a list: -1 is the last environment.
-        return [range(self.num_envs)[one] for one in self._get_indices(indices)]
+        chosen = [*self._get_indices(indices)]
+        if not all(-self.num_envs <= one < self.num_envs for one in chosen):
+            raise IndexError(
+                f"indices must be from 0 to {self.num_envs - 1}, not {indices!r:.100}."
+            )
+        return [range(self.num_envs)[one] for one in chosen]
 
 
 def _batched(space: spaces.Space[Any], actions: Iterable[Any]) -> Any:

@@ -80,7 +80,9 @@ def check_size(space: Space[Any], actions: Any, num_envs: int, path: str = "acti
             f"{type(actions).__name__} has no length."
         ) from None
     if size != num_envs:
-        raise BatchSizeError(f"{path} has {size} actions for {num_envs} environments.")
+        raise BatchSizeError(
+            f"{path} has a length of {size}, but there are {num_envs} environments."
+        )
 
 
 def take(space: Space[Any], actions: Any, part: slice | NDArray[np.intp]) -> Any:

@@ -216,11 +216,12 @@ class VectorProxyOptions(ProxyOptions):
                     f"{name} must be an int, not {_shown(count)}. The order of the arguments is "
                     f"ProxyVectorEnv(address, num_envs, broker)."
                 )
-        if not 1 <= self.sessions <= self.num_envs:
+            if count < 1:
+                raise ConfigurationError(f"{name} must be 1 or more, not {_shown(count)}.")
+        if self.sessions > self.num_envs:
             raise ConfigurationError(
                 f"Cannot spread {_shown(self.num_envs)} environments over {_shown(self.sessions)} "
-                f"sessions: there must be at least one session, and at least one environment in "
-                f"each."
+                f"sessions: there must be at least one environment in each."
             )
         try:
             mode = AutoresetMode(self.autoreset_mode)

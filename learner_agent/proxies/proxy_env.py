@@ -336,7 +336,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
 
     @np_random.setter
     def np_random(self, value: np.random.Generator) -> None:
-        self._set_generator(generators.describe(value), in_place=False)
+        self._set_generator(generators.describe_new(value), in_place=False)
 
     def _generator_state(self) -> list[Any]:
         return [self._attributes.get("np_random")]

@@ -378,7 +378,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             raise BatchSizeError(f"{len(values)} values for {self.num_envs} environments.")
         if name == "np_random":
             given = values if is_each else [values] * self.num_envs
-            values, is_each = [generators.describe(one) for one in given], True
+            values, is_each = [generators.describe_new(one) for one in given], True
             self._release_generators(range(self.num_envs))
         # A vector that does not consist of single environments must not get a list of equal values.
         parts = [(values[part] if is_each else values,) for part in self._group.slices]

@@ -36,21 +36,22 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """Reset the environment. Raises EnvironmentFailed."""
-        with self._naming("reset"):
+        with naming_method(self._address, "reset"):
             observation, info = self.env.reset(seed=seed, options=options)
         self._check_observation(observation, "reset")
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Run a step. Raises EnvironmentFailed."""
-        with self._naming("step"):
+        with naming_method(self._address, "step"):
             observation, reward, terminated, truncated, info = self.env.step(action)
         self._check_observation(observation, "step")
-        if not _is_number(reward):
+        number = _as_number(reward)
+        if number is None:
             raise self._fault(f"the reward {_short(reward)}, which is not a number", "step")
         return (
             observation,
-            reward,
+            number,
             self._flag(terminated, "terminated"),
             self._flag(truncated, "truncated"),
             info,
@@ -58,28 +59,24 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def render(self) -> Any:
         """Render the environment. Raises EnvironmentFailed."""
-        with self._naming("render"):
+        with naming_method(self._address, "render"):
             return self.env.render()
-
-    @contextmanager
-    def _naming(self, method: str) -> Iterator[None]:
-        """Let an exception of the environment name its address and the method."""
-        try:
-            yield
-        except EnvironmentFailed as error:
-            said = f"The environment at {self._address!r} failed in {method}()"
-            error.args = (f"{said}: {error.args[0]}", *error.args[1:])
-            raise
 
     def _check_observation(self, observation: Any, method: str) -> None:
         if self._checks_observations and not _fits(observation, self.observation_space):
-            space = _short(self.observation_space)
-            what = f"the observation {_short(observation)}, which does not fit its space {space}"
-            raise self._fault(what, method)
+            form = ""
+            if isinstance(observation, np.ndarray):
+                form = f" of shape {observation.shape} and dtype {observation.dtype}"
+            raise self._fault(
+                f"the observation {_short(observation)}{form}, which does not fit its space "
+                f"{self.observation_space!r:.200}",
+                method,
+            )
 
     def _flag(self, value: Any, name: str) -> bool:
-        if _is_number(value):
-            return bool(value)
+        number = _as_number(value)
+        if number is not None:
+            return bool(number)
         what = f"{_short(value)} as {name}, which is neither true nor false"
         raise self._fault(what, "step")
 
@@ -87,21 +84,36 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         return fault(self._address, what, method)
 
 
+@contextmanager
+def naming_method(address: str, method: str) -> Iterator[None]:
+    """Let an exception of the environment name its address and the method."""
+    try:
+        yield
+    except EnvironmentFailed as error:
+        said = f"The environment at {address!r} failed in {method}()"
+        error.args = (f"{said}: {error.args[0]}", *error.args[1:])
+        raise
+
+
 def fault(address: str, what: str, method: str) -> EnvironmentFailed:
     """Return the error for an environment that returned something wrong."""
     return EnvironmentFailed(
-        f"The environment at {address!r} returned {what}. Correct its {method}()."
+        f"The environment at {address!r} failed in {method}(): it returned {what}. Correct the "
+        f"environment."  # a Simulation has no method to correct
     )
 
 
-def _is_number(reward: Any) -> bool:
-    if isinstance(reward, str | bytes):
-        return False
+def _as_number(value: Any) -> Any:
+    """Return a value that is a number, or an array of one, as a number; None if it is not."""
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.flat[0]  # newer releases of NumPy refuse `float` of an array
+    if isinstance(value, str | bytes):
+        return None
     try:
-        float(reward)
+        float(value)
     except (TypeError, ValueError, OverflowError):
-        return False
-    return True
+        return None
+    return value
 
 
 def _fits(value: Any, space: gymnasium.Space[Any]) -> bool:

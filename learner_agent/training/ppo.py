@@ -24,7 +24,7 @@ from gymwire.learner_agent.training.task import (
     TrainingResult,
     recent_mean,
 )
-from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.errors import ConfigurationError, EnvironmentFailed
 
 if TYPE_CHECKING:
     from stable_baselines3 import PPO
@@ -167,6 +167,11 @@ class PPOTask:
         try:
             with one_thread(self._envs.observation_space):
                 self.model.learn(self._steps, callback=self._after_step)
+        except EnvironmentFailed as error:
+            if not error.args[0].startswith("The environment at "):
+                said = f"The environment at {self._address!r} failed: {error.args[0]}"
+                error.args = (said, *error.args[1:])
+            raise
         finally:
             self._seconds = self._clock() - self._start
             self._remove_log_folder()

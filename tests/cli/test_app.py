@@ -15,6 +15,7 @@ import pytest
 
 from gymwire.cli import app, main
 from gymwire.cli.app import COMMANDS, SHELLS
+from gymwire.cli.interruption import Interrupted
 from gymwire.cli.kinds import FLAG
 from gymwire.cli.options import options_of
 from gymwire.env_agent.workers import Supervisor
@@ -67,6 +68,7 @@ def test_the_help_of_a_command_has_one_or_two_examples_that_can_be_read(
     [
         ("lss", "gymwire: No such command 'lss'."),
         ("ls --wate 3", "gymwire ls: No such option '--wate'. Did you mean '--wait'?"),
+        ("run cartpole --steps 5", "gymwire run: No such option '--steps'. See"),
         ("ls --wait nan", "gymwire ls: --wait: expected seconds, 0 or more, got 'nan'."),
         ("ls --timeout 0", "gymwire ls: --timeout: expected at least 0.5 seconds, got '0'."),
         ("train --steps 0", "gymwire train: --steps: expected a whole number of 1 or more"),
@@ -222,7 +224,7 @@ def test_a_signal_while_a_command_is_imported_gives_its_own_status(
     number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def import_module(_: str) -> None:
-        raise app.Interrupted(number)
+        raise Interrupted(number)
 
     monkeypatch.setattr(app, "import_module", import_module)
     assert main(["ls"]) == 128 + number

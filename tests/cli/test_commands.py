@@ -17,7 +17,7 @@ import pytest
 from gymnasium import spaces
 
 from gymwire.cli import check, policies, run
-from gymwire.cli.app import Interrupted
+from gymwire.cli.interruption import Interrupted
 from gymwire.cli.progress import LineMeter
 from gymwire.cli.terminal import picture, printable, short
 from gymwire.learner_agent.client.timings import Timings
@@ -324,7 +324,9 @@ def test_what_a_step_returned_wrong_is_the_environments_fault(
     offer(Faulty(**returned))
     with pytest.raises(EnvironmentFailed) as caught:
         call(screen, name, "line")
-    expected = f"The environment at 'line' returned {text}. Correct its step()."
+    expected = (
+        f"The environment at 'line' failed in step(): it returned {text}. Correct the environment."
+    )
     assert caught.value.args == (expected,)
 
 
@@ -335,6 +337,30 @@ def test_an_exception_of_an_environment_names_its_address_and_the_method(
     offer(Line(fail_at=1, failure=EnvironmentFailed("KeyError: 'left'")))
     with pytest.raises(EnvironmentFailed, match=r"^The env.* at 'line' failed in step\(\): KeyErr"):
         call(screen, name, "line")
+
+
+def test_a_measurement_names_the_address_and_the_method() -> None:
+    env = Line(fail_at=1, failure=EnvironmentFailed("KeyError: 'left'"))
+    with pytest.raises(EnvironmentFailed, match=r"^The env.* at 'line' failed in step\(\): KeyErr"):
+        check.measure(env, 9, 0, "line")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", [np.float32, np.int64, object])
+def test_an_array_of_one_number_is_a_number(kind: type, screen: Screen) -> None:
+    env = CheckedEnv(Faulty(reward=np.array([[1]], kind), terminated=np.array([True])), "line")
+    env.reset()
+    _, reward, terminated, _, _ = env.step(0)
+    assert (np.ndim(reward), float(reward), terminated) == (0, 1.0, True)
+
+
+def test_the_form_of_a_wrong_observation_is_named() -> None:
+    env = Faulty(observation=np.zeros(2, np.float32))
+    env.observation_space = spaces.Box(0.0, 1.0, (3,), np.float32)
+    checked = CheckedEnv(env, "line")
+    form = r"array\(\[0., 0.\].*\) of shape \(2,\) and dtype float32, which does not fit .* Box\(0"
+    with pytest.raises(EnvironmentFailed, match=form):
+        checked.step(0)
 
 
 def test_training_needs_observations_of_the_space(offer: Offer, screen: Screen) -> None:

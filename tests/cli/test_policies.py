@@ -41,6 +41,10 @@ def broken(observation):
 
 class Bare:
     pass
+
+class Silent:
+    def __init__(self, observation_space, action_space):
+        pass
 """
 
 
@@ -102,6 +106,7 @@ def test_run_plays_a_policy(walk: Walk, module: Path, text: str) -> None:
         ("my_policies.py", r"my_policies\.py is a file\. Also name the class or function in it"),
         ("my_policies:", "is not a policy"),
         ("my_policies:left", "no function or class 'left'"),
+        ("my_policies:Silent", "Silent is not a policy, since its objects cannot be called"),
         ("my_policies:number", "no function or class 'number'"),
         ("my_policies:right.more", "no function or class 'right.more'"),
         ("no_such_module:right", "no module 'no_such_module'"),

@@ -10,7 +10,7 @@ import structlog
 from gymwire.cli.serve import make_services
 from gymwire.env_agent.config import KEYS
 from gymwire.protocol.errors import ConfigurationError
-from tests.cli.reading import read
+from tests.cli.reading import Screen, call, read
 
 VALUES = {
     "env_kwargs": '{"a": 1}',
@@ -82,3 +82,8 @@ def test_too_few_slots_for_the_workers_name_the_key_of_the_file(file: str) -> No
     options = read("serve", "--config", file, "--workers", "6", "--worker", "0")
     with pytest.raises(ConfigurationError, match=r"lake: 6 workers need `max_sessions` \(--max"):
         make_services(options)
+
+
+def test_one_process_is_not_pinned() -> None:
+    with pytest.raises(ConfigurationError, match="--pin is for several workers"):
+        call(Screen(), "serve", "cartpole", "CartPole-v1", "--pin")

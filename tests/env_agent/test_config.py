@@ -47,6 +47,12 @@ def test_each_offer_of_a_file_becomes_a_service(file: Path) -> None:
     assert (first.watch_rate, second.watch_rate) == (10, 5)
 
 
+def test_what_cannot_be_a_name_is_not_exposed(file: Path) -> None:
+    file.write_text("[[offer]]\naddress = 'a'\nenv = 'CartPole-v1'\nexpose = ['P', 'a b']\n")
+    with pytest.raises(ConfigurationError, match=r"expose: 'a b' cannot be the name"):
+        load(file)
+
+
 def test_an_offer_may_have_an_interpreter_of_its_own(file: Path) -> None:
     file.write_text(
         "[[offer]]\naddress = 'a'\nenv = './sim.py:Sim'\npython = '~/sim/bin/python'\n"

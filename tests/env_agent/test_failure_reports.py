@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from gymwire.env_agent.failure_reports import open_failed, request_failed
+from gymwire.env_agent.failure_reports import WrongKeywords, open_failed, request_failed
 from gymwire.errors import ConfigurationError
 
 REMEDY = "The environment uses signals, which only the main thread of a process may. Start the env"
@@ -82,6 +82,11 @@ def test_a_chain_of_exceptions_may_be_a_circle() -> None:
     one, other = ValueError("one"), ValueError("other")
     one.__context__, other.__context__ = other, one
     assert request_failed(one, None).text == "one"
+
+
+def test_wrong_keyword_arguments_are_to_be_corrected() -> None:
+    report = open_failed("lab/x", WrongKeywords("there is no 'siez'; it takes 'size'."))
+    assert report.text.endswith("'size'. Correct env_kwargs (--env-kwargs).")
 
 
 def test_an_error_of_gymwire_itself_has_no_traceback() -> None:

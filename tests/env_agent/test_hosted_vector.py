@@ -16,6 +16,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from gymwire.env_agent import failure_reports, hosted_vector
 from gymwire.env_agent.hosted_vector import MAX_ENVS, MAX_PATTERNS, HostedVector
+from gymwire.env_agent.results import WrongResult
 from gymwire.protocol import spaces
 from gymwire.protocol.errors import UnsupportedSpaceError
 from tests.rich_envs import Level
@@ -122,7 +123,8 @@ def test_a_vector_steps_as_gymnasiums(
         for actions in (np.array(one, int) for one in (*same, *odd, *mixed)):
             try:
                 found.append(copy.deepcopy(envs.step(actions)))
-            except Exception as error:  # noqa: BLE001 - to compare it
+            except Exception as raised:  # noqa: BLE001 - to compare it
+                error: Any = raised.__context__ if isinstance(raised, WrongResult) else raised
                 details = failure_reports.request_failed(error, envs).details
                 found.append((type(error), str(error), details.get("env_index")))
             if found[-1][0] is AssertionError:  # the episode of one has ended without a reset
@@ -178,3 +180,59 @@ def test_a_vector_that_would_be_too_large_is_refused_after_its_first_environment
     with pytest.raises(UnsupportedSpaceError, match="There are 1500 environments"):
         HostedVector([make] * 1500, MODE)
     assert len(made) == 1
+
+
+class Wrong(Env):
+    """Returns what it is told to, from `reset` and then from `step`."""
+
+    def __init__(self, start: Any, result: Any) -> None:
+        super().__init__(Box(0.0, 1.0, (3,)))
+        self.start, self.result = start, result
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, Any]:
+        return self.start, {}
+
+    def step(self, action: Any) -> Any:
+        return self.result
+
+
+THREE, TWO = np.zeros(3, np.float32), np.zeros(2, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("start", "result", "said"),
+    [
+        (THREE, (THREE, "x", False, False, {}), "a number as the reward, not 'x'"),
+        (THREE, (THREE, None, False, False, {}), "a number as the reward, not None"),
+        (THREE, (THREE, TWO, False, False, {}), r"a number as the reward, not array"),
+        (THREE, (THREE, 1.0, TWO, False, {}), "True or False as terminated, not array"),
+        (THREE, (THREE, 1.0, False, {}), "5 values .*, not 4"),
+        (THREE, (TWO, 1.0, False, False, {}), r"of shape \(3,\), not array.* of shape \(2,\)"),
+        (THREE, ([[1, 2], [3]], 1.0, False, False, {}), r"shape \(3,\), not \[\[1, 2\], \[3\]\]"),
+        (TWO, None, r"^reset.* of shape \(3,\), not array.* of shape \(2,\)"),
+    ],
+)
+def test_what_an_environment_returned_wrong_is_named(start: Any, result: Any, said: str) -> None:
+    right = partial(Wrong, THREE, (THREE, 1.0, False, False, {}))
+    vector = HostedVector([right, partial(Wrong, start, result)], MODE)
+
+    def play() -> None:
+        vector.reset()
+        vector.step(np.zeros(2, np.int64))
+
+    with pytest.raises(ValueError, match=said) as caught:
+        play()
+    report = failure_reports.request_failed(caught.value, vector)
+    found = [report.details[name] for name in ("type", "env_index", "traceback")]
+    assert found == ["ValueError", 1, ""]
+
+
+def test_an_error_of_an_environments_own_step_stays_as_it_is() -> None:
+    class Failing(Wrong):
+        def step(self, action: Any) -> Any:
+            raise ValueError("the arm is stuck")
+
+    vector = HostedVector([partial(Failing, THREE, None)] * 2, MODE)
+    vector.reset()
+    with pytest.raises(ValueError, match=r"^the arm is stuck$"):
+        vector.step(np.zeros(2, np.int64))

@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import itertools
+import json
+import signal
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 import gymnasium
 import numpy as np
@@ -16,6 +20,7 @@ import pytest
 
 from gymwire import ProxyEnv
 from gymwire.cli import record
+from gymwire.cli.interruption import Interrupted, handle_signals
 from gymwire.protocol.errors import ConfigurationError
 from tests.cli.reading import Screen, call
 from tests.processes import Programs
@@ -73,6 +78,29 @@ def test_an_interrupted_episode_is_not_saved(
     assert all(episode.terminations[-1] for episode in episodes)
     steps = sum(len(episode.actions) for episode in episodes)
     assert f"Saved 2 episodes ({steps} steps) in {path}." in screen.text
+
+
+@needs_minari
+def test_a_signal_while_minari_writes_loses_no_episode(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "pole-random-v0"
+    writes = itertools.count()
+
+    def dump(value: object, file: IO[str], **keywords: Any) -> None:
+        """Write metadata to the file, which was just emptied; interrupt that of an episode."""
+        if next(writes) == 3:
+            signal.raise_signal(signal.SIGINT)
+        json.dump(value, file, **keywords)
+
+    storage = importlib.import_module("minari.dataset.minari_storage")
+    monkeypatch.setattr(storage, "json", SimpleNamespace(**{**vars(json), "dump": dump}))
+    handle_signals()
+    with pytest.raises(Interrupted):
+        call(Screen(), "record", "pole", "--broker", url, "--out", str(path))
+    episodes = [*load(path, monkeypatch).iterate_episodes()]
+    assert episodes
+    assert all(episode.terminations[-1] for episode in episodes)
 
 
 @needs_minari

@@ -552,7 +552,9 @@ def test_a_wrong_reward_or_flag_is_the_environments_fault(
     monkeypatch.setattr(ProxyVectorEnv, "step_wait", lambda _: tuple(step))
     with pytest.raises(EnvironmentFailed) as caught:
         envs.step_wait()
-    assert str(caught.value).startswith("The environment at 'sb3-cartpole' returned ")
+    assert str(caught.value).startswith(
+        "The environment at 'sb3-cartpole' failed in step(): it returned "
+    )
     assert said in str(caught.value)
 
 

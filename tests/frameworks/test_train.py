@@ -241,6 +241,20 @@ def test_numbers_that_spoil_the_network_are_the_environments_fault(place: int, t
     with pytest.raises(EnvironmentFailed) as caught:
         task.run()
     assert str(caught.value) == (
-        f"The environment at 'ppo/spoilt' returned {text}, from which PPO cannot learn. Correct "
-        f"its step()."
+        f"The environment at 'ppo/spoilt' failed in step(): it returned {text}, from which PPO "
+        f"cannot learn. Correct the environment."
     )
+
+
+def test_an_exception_in_a_vector_names_the_address() -> None:
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    class Stuck(Lottery):
+        def step(self, action: Any) -> Any:
+            raise EnvironmentFailed("In environment 1 of 2: ValueError: stuck")
+
+    task = ppo.PPOTask(DummyVecEnv([Stuck]), steps=10, seed=1, address="ppo/stuck")
+    with pytest.raises(
+        EnvironmentFailed, match=r"^The environment at 'ppo/stuck' failed: In env.* 1 of 2: Value"
+    ):
+        task.run()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gymwire.protocol import generators, values
-from gymwire.protocol.errors import DecodingError
+from gymwire.protocol.errors import DecodingError, UsageError
 
 
 @pytest.mark.parametrize("kind", ["PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64"])
@@ -80,3 +80,38 @@ def test_every_other_state_is_used(kind: str, state: dict[str, Any]) -> None:
     whole = getattr(np.random, kind)(1).state | {"state": state}
     found = generators.build(whole).bit_generator
     assert len(set(found.random_raw(10_000).tolist())) > 10
+
+
+class _Unknown(np.random.PCG64):
+    """A bit generator whose state is fine, but its name unknown."""
+
+    @property  # type: ignore[misc]
+    def state(self) -> Any:
+        return {**super().state, "bit_generator": "Unknown"}
+
+
+def _even() -> np.random.Generator:
+    bits = np.random.PCG64(1)
+    bits.state = {**bits.state, "state": {"state": 1, "inc": 0}}
+    return np.random.Generator(bits)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (5, "^np_random must be a numpy.random.Generator, not 5.$"),
+        (None, "not None"),
+        (np.random.RandomState(1), "not RandomState"),
+        (_even(), "^np_random cannot be set to this generator.*inc is even"),
+        (np.random.Generator(_Unknown(1)), "^np_random cannot be set to this generator.*'Unknown'"),
+    ],
+    ids=["number", "None", "RandomState", "even", "unknown"],
+)
+def test_a_generator_that_cannot_be_set_is_the_learners_fault(value: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        generators.describe_new(value)
+
+
+def test_the_state_of_a_new_generator_is_its_own() -> None:
+    generator = np.random.default_rng(3)
+    assert generators.describe_new(generator) == generators.describe(generator)

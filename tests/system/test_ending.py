@@ -237,7 +237,8 @@ def test_a_constructor_that_hangs_before_the_offer_is_abandoned(
     eventually((tmp_path / "gate.entered").exists)
     agent.process.send_signal(number)
     assert agent.wait() == 1
-    agent.wait_for("cut off")
+    line = agent.wait_for("cut off")
+    assert (line["level"], "grace_s" in line) == ("info", False)  # it has had no time to end
 
 
 @pytest.mark.parametrize("number", SIGNALS)

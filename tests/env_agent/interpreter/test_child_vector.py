@@ -31,8 +31,9 @@ from gymwire.env_agent.interpreter.child_errors import RaisedInChild
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.env_agent.interpreter.child_process import ChildProcess
 from gymwire.env_agent.interpreter.child_vector import MAX_NUM_ENVS, ONE, AdaptedOwnVector
+from gymwire.env_agent.results import unpack
 from gymwire.env_agent.runners.holders import find_holder
-from gymwire.env_agent.runners.runner import Runner, unpack
+from gymwire.env_agent.runners.runner import Runner
 from gymwire.protocol import generators
 from gymwire.protocol.errors import (
     ConfigurationError,

@@ -30,7 +30,7 @@ def test_a_class_derived_from_dict_is_split_and_joined_by_the_parts_of_its_batch
     parts = [batching.take(space, actions, part) for part in batching.slices(3, 2)]
     assert_same(parts[1], {"a": np.array([2]), "b": ("z",)})
     assert_same(batching.join(space, parts), actions)
-    with pytest.raises(BatchSizeError, match=r"actions\['b'\] has 2 actions for 3"):
+    with pytest.raises(BatchSizeError, match=r"actions\['b'\] has a length of 2, but there are 3"):
         batching.check_size(space, {**actions, "b": ("x", "y")}, 3)
 
 
@@ -141,8 +141,8 @@ def test_actions_are_taken_part_by_part() -> None:
 @pytest.mark.parametrize(
     ("actions", "why"),
     [
-        ({**BATCH, "a": np.arange(2)}, r"actions\['a'\] has 2"),
-        ({**BATCH, "b": (np.ones((3, 2)), ("x",))}, r"actions\['b'\]\[1\] has 1"),
+        ({**BATCH, "a": np.arange(2)}, r"actions\['a'\] has a length of 2"),
+        ({**BATCH, "b": (np.ones((3, 2)), ("x",))}, r"actions\['b'\]\[1\] has a length of 1"),
         ({**BATCH, "b": (np.ones((3, 2)),)}, "tuple of 2"),
         ([BATCH] * 3, "must be a dict"),
         ({**BATCH, "a": 1}, "has no length"),

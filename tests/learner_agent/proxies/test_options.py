@@ -50,6 +50,8 @@ def test_arguments_of_both_proxies(proxy: Any, wrong: dict[str, Any], said: str)
     ("wrong", "said"),
     [
         ({"num_envs": NOBODY}, r"num_envs must be an int, not 'tcp.*\(address, num_envs, broker\)"),
+        ({"num_envs": 0}, "num_envs must be 1 or more, not 0"),
+        ({"num_envs": 2, "sessions": -1}, "sessions must be 1 or more, not -1"),
         ({"num_envs": 2.5}, "num_envs must be an int, not 2.5"),
         ({"num_envs": 2, "sessions": "2"}, "sessions must be an int, not '2'"),
         (

@@ -33,6 +33,7 @@ from gymwire.protocol.errors import (
     NoFreeSlot,
     RequestTimeout,
     ResetNeeded,
+    UsageError,
 )
 from tests import prefork
 from tests.processes import PATIENCE_S, programs
@@ -191,6 +192,8 @@ def test_its_generator_is_in_the_state_of_the_remote_one(cartpole: ProxyEnv) -> 
 
 
 def test_setting_its_generator_sets_the_remote_one(cartpole: ProxyEnv) -> None:
+    with pytest.raises(UsageError, match="np_random must be"):
+        cartpole.np_random = 5  # type: ignore[assignment]
     cartpole.np_random = np.random.default_rng(11)
     with gymnasium.make("CartPole-v1") as local:
         local.np_random = np.random.default_rng(11)

@@ -170,7 +170,7 @@ def test_a_vector_refuses_attributes_that_would_change_nothing(network: Network)
         vector.note = "mine"
         vector.spec = gymnasium.spec("CartPole-v1")
         vector._private = 1
-        with pytest.raises(AttributeDenied, match="does not expose 'gravity'"):
+        with pytest.raises(AttributeDenied, match="agent at 'moody' does not expose 'gravity'"):
             vector.set_attr("gravity", 500)
 
 

@@ -1,0 +1,123 @@
+"""How Ctrl-C, SIGTERM and SIGHUP end a command."""
+
+from __future__ import annotations
+
+import _thread
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from gymwire.protocol.ending_signals import HANGUP, ending_signals
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, SIGTERM or SIGHUP; `status` is the exit status that shells expect."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.status = 128 + number
+
+
+class _Hold:
+    """Whether signals are held, and the one that was received meanwhile; 0: none."""
+
+    is_on = False
+    received = 0
+
+
+_hold = _Hold()
+
+
+def handle_signals() -> None:
+    """Let the signals that end a program raise Interrupted in the main thread.
+
+    A second signal ends the process at once, but SIGHUP may be repeated.
+    """
+    for number in ending_signals():
+        signal.signal(number, _interrupt)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Let signals raise Interrupted only in the blocks within that are `waiting`, or at the end."""
+    _hold.is_on, _hold.received = True, 0
+    try:
+        yield
+    finally:
+        _hold.is_on = False
+    _raise_received()
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """Let signals raise Interrupted, also within a block in which they are `held`."""
+    was_on, _hold.is_on = _hold.is_on, False
+    try:
+        _raise_received()
+        yield
+    finally:
+        _hold.is_on = was_on
+
+
+def _raise_received() -> None:
+    number, _hold.received = _hold.received, 0
+    if number:
+        raise Interrupted(number)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    for each in ending_signals():
+        is_repeated = each == HANGUP != signal.SIGTERM
+        signal.signal(each, signal.SIG_IGN if is_repeated else signal.SIG_DFL)
+    if _hold.is_on:
+        _hold.received = number
+    elif _is_in_hook(frame):
+        _send_again(number)
+    else:
+        sys.unraisablehook = partial(_handle_unraisable, number, sys.unraisablehook)
+        raise Interrupted(number)
+
+
+def _handle_unraisable(
+    number: int, otherwise: Callable[[UnraisableHookArgs], object], unraisable: UnraisableHookArgs
+) -> None:
+    """Send the signal again if Python has dropped the exception.
+
+    Python drops exceptions in callbacks of weak references and of the garbage collector, and in
+    `__del__`. It calls this function instead, which cannot raise either.
+    """
+    if isinstance(unraisable.exc_value, Interrupted):
+        sys.unraisablehook = otherwise
+        _send_again(number)
+    else:
+        otherwise(unraisable)
+
+
+def _is_in_hook(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code is _handle_unraisable.__code__:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _send_again(number: int) -> None:
+    """Let another thread send the signal to the main thread, which meanwhile runs on."""
+    signal.signal(number, _interrupt)
+    # `threading.Thread` would wait for locks that the interrupted code may hold.
+    _thread.start_new_thread(_send, (number,))
+
+
+def _send(number: int) -> None:
+    if hasattr(signal, "pthread_kill"):  # ends a wait, too
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+    else:
+        _thread.interrupt_main(signal.Signals(number))
