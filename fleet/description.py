@@ -125,7 +125,7 @@ class Fleet:
         The agents have the offers in another file.
         """
         for index, offer in enumerate(self.offers, 1):
-            file = rf"(?:GYMWIRE_CONFIG: )?[^\n]*?, offer {index}: "
+            file = rf"(?:GYMWIRE_CONFIG: )?[^\n]*?, offer {index}(?: \([^\n]*?\))?: "
             python = re.escape(f"The interpreter {offer.get('python')} ")
             starts = (
                 ("python", f"(?:{file})?(?={python})"),

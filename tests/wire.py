@@ -71,6 +71,10 @@ class Dealer:
         self.loop: ServingLoop | None = None  # the loop to wake when something arrives
         self.inbox: deque[bytes] = deque()
         self.news: list[LinkEvent] = []
+        self.dialed_again = 0
+
+    def dial_again(self) -> None:
+        self.dialed_again += 1
 
     def send(self, frame: bytes | bytearray, wait: bool = False) -> bool:
         if not self.up:

@@ -6,6 +6,7 @@ import _thread
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +18,8 @@ from gymwire.protocol.ending_signals import HANGUP, ending_signals
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
+REPEAT_S = 0.05
+
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C, SIGTERM or SIGHUP; `status` is the exit status that shells expect."""
@@ -27,10 +30,14 @@ class Interrupted(KeyboardInterrupt):
 
 
 class _Hold:
-    """Whether signals are held, and the one that was received meanwhile; 0: none."""
+    """Whether signals are held, and the one that was received meanwhile; 0: none.
+
+    `repeats`: whether a thread sends a signal again, which has not been received yet.
+    """
 
     is_on = False
     received = 0
+    repeats = False
 
 
 _hold = _Hold()
@@ -74,6 +81,7 @@ def _raise_received() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    _hold.repeats = False
     for each in ending_signals():
         is_repeated = each == HANGUP != signal.SIGTERM
         signal.signal(each, signal.SIG_IGN if is_repeated else signal.SIG_DFL)
@@ -112,12 +120,24 @@ def _is_in_hook(frame: FrameType | None) -> bool:
 def _send_again(number: int) -> None:
     """Let another thread send the signal to the main thread, which meanwhile runs on."""
     signal.signal(number, _interrupt)
+    if hasattr(signal, "SIGURG"):
+        signal.signal(signal.SIGURG, _do_nothing)
+    _hold.repeats = True
     # `threading.Thread` would wait for locks that the interrupted code may hold.
     _thread.start_new_thread(_send, (number,))
 
 
 def _send(number: int) -> None:
-    if hasattr(signal, "pthread_kill"):  # ends a wait, too
-        signal.pthread_kill(threading.main_thread().ident or 0, number)
-    else:
-        _thread.interrupt_main(signal.Signals(number))
+    """Let Python call the handler, and end a wait of the main thread, which may have just begun.
+
+    The signal itself must not be sent twice, because its second one ends the process.
+    """
+    _thread.interrupt_main(signal.Signals(number))
+    while _hold.repeats:
+        if hasattr(signal, "pthread_kill"):
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGURG)
+        time.sleep(REPEAT_S)
+
+
+def _do_nothing(number: int, frame: FrameType | None) -> None:
+    """Handle SIGURG: a signal without a handler ends no wait."""

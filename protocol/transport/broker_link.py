@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from gymwire.protocol.codec import PLAIN, Frame
 from gymwire.protocol.errors import ConnectionFailed, EnvironmentClosed, GymwireError
 from gymwire.protocol.messages import ATTACH_TOKEN_SIZE, Attach, Attached, Welcome
+from gymwire.protocol.transport.dealer import Dealer
 from gymwire.protocol.transport.hosts import is_this_host
 from gymwire.protocol.transport.interface import LinkEvent, Transport, Waitable
 from gymwire.protocol.transport.unix import UnixDealer
@@ -28,7 +29,7 @@ class BrokerLink:
     otherwise the first `open_local_channel` does.
     """
 
-    def __init__(self, dealer: Transport, *, eager: bool = False) -> None:
+    def __init__(self, dealer: Dealer, *, eager: bool = False) -> None:
         self.url = dealer.url
         self._dealer = dealer
         self._eager = eager
@@ -123,6 +124,10 @@ class BrokerLink:
         if not self.send(frame):
             self._drop_channel()
             self.send(frame)
+
+    def dial_again(self) -> None:
+        """Connect again after the broker has denied the connection."""
+        self._dealer.dial_again()
 
     # --- the rest of a transport ------------------------------------------------------------------
 

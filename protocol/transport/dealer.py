@@ -250,6 +250,11 @@ class Dealer:
             self._dial_instead_of(self._plan.current)
         return events
 
+    def dial_again(self) -> None:
+        """Connect again after a handshake that was denied: ZeroMQ does not."""
+        if not self._socket.closed:
+            self._dial_instead_of(self._plan.current)
+
     def _dial_instead_of(self, former: str) -> None:
         self._socket.disconnect(former)
         self._socket.connect(self._plan.current)

@@ -65,7 +65,7 @@ class Handshake:
         self.progress_at = -math.inf
         self._repeat_at = 0.0
         self._reason = ""  # why the broker has refused this side, since its last WELCOME
-        self._is_over = False  # whether ZeroMQ has given up
+        self._is_denied = False  # whether ZeroMQ has given up
 
     def connect(
         self,
@@ -157,13 +157,14 @@ class Handshake:
         return events
 
     def _read_events(self) -> list[LinkEvent]:
+        if self._is_denied:  # in an earlier call
+            self._is_denied = False
+            self._link.dial_again()
         events = self._link.link_events()
         for event in events:
             if event.denied:
-                self._is_over = True
-                self.refuse(self._denied(event.denied))
-        if self._is_over:
-            raise Denied(self._reason)
+                self._is_denied = True
+                raise self.refuse(self._denied(event.denied))
         return events
 
     def refuse(self, error: GymwireError) -> GymwireError:

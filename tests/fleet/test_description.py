@@ -163,7 +163,7 @@ def test_an_interpreter_that_this_machine_lacks_is_named(tmp_path: Path) -> None
         (
             "env",
             "nomod:Thing",
-            "GYMWIRE_CONFIG: a.toml, offer 2: nomod:Thing: there is no module 'nomod'.",
+            "GYMWIRE_CONFIG: a.toml, offer 2 ('b'): nomod:Thing: there is no module 'nomod'.",
             "nomod:Thing: there is no module 'nomod'.",
         ),
         (

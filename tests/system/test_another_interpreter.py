@@ -283,7 +283,7 @@ def test_there_is_a_slot_for_each_processor(programs: Programs, python: str) -> 
 def test_spaces_without_python_and_wrappers_with_it_are_an_error() -> None:
     from gymwire.env_agent.config import service
 
-    with pytest.raises(ConfigurationError, match=r"^a: .* Also give `python` \(--python\), or"):
+    with pytest.raises(ConfigurationError, match=r"^Only .* Also give `python` \(--python\), or"):
         service(address="a", env="CartPole-v1", spaces="a:b")
-    with pytest.raises(ConfigurationError, match=r"^a: .* Leave `wrap` \(--wrap\) out"):
+    with pytest.raises(ConfigurationError, match=r"^.* Leave `wrap` \(--wrap\) out"):
         service(address="a", env="CartPole-v1", python="p", wrap=("a:b",))

@@ -651,7 +651,7 @@ def test_all_calls_after_the_removal_of_the_key_say_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with Network() as network:
-        agent(network, slots=2)
+        agent(network, slots=3)
         connection = network.connection()
         sessions = [connection.open("cartpole") for _ in range(2)]
         dealer = cast(Dealer, connection.link._dealer)
@@ -663,14 +663,18 @@ def test_all_calls_after_the_removal_of_the_key_say_the_same(
             with pytest.raises(EnvironmentLost, match=REMOVED) as caught:
                 one.request(Reset(1))
             assert caught.value.ended_by == "policy"
-        monkeypatch.setattr(network, "carry", lambda *_: None)  # from now on, nobody answers
-        dealer.inbox.append(bytes(PLAIN.encode(Error(Code.DENIED, "Another text."), 0, 0)))
-        with pytest.raises(Denied, match=REMOVED):
-            connection.find()
-        dealer.news += [LinkEvent(False, 1, denied="unknown key")]
-        for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(network, "carry", lambda *_: None)  # nobody answers
+            dealer.inbox.append(bytes(PLAIN.encode(Error(Code.DENIED, "Another text."), 0, 0)))
             with pytest.raises(Denied, match=REMOVED):
-                connection.open("cartpole")
+                connection.find()
+            for number in range(2):
+                dealer.news += [LinkEvent(False, 1, denied="unknown key")]
+                with pytest.raises(Denied, match=REMOVED):
+                    connection.open("cartpole")
+                assert dealer.dialed_again == number
+        dealer.news += [LinkEvent(True, 1)]  # the key is back
+        connection.open("cartpole")
 
 
 def test_each_session_may_teach_the_codec_of_steps_that_it_shares() -> None:

@@ -29,7 +29,7 @@ class Link:
         self.hellos: list[tuple[float, Hello]] = []
         self.events: list[LinkEvent] = []
         self.welcomes: list[Welcome] = []
-        self.pumped = 0
+        self.pumped = self.dialed_again = 0
         self._answers, self._connected_at = answers, connected_at
 
     def send_hello(self, hello: Frame, wait: bool = False) -> bool:
@@ -44,6 +44,9 @@ class Link:
     def link_events(self) -> list[LinkEvent]:
         events, self.events = self.events, []
         return events
+
+    def dial_again(self) -> None:
+        self.dialed_again += 1
 
     def handle_welcome(self, welcome: Welcome) -> None:
         self.welcomes.append(welcome)
