@@ -35,9 +35,17 @@ def _process_with(inodes: Iterator[str]) -> str:
         # It may belong to another user, or have ended.
         with contextlib.suppress(OSError):
             for descriptor in (process / "fd").iterdir():
-                if str(descriptor.readlink()) in sockets:
+                if _target(descriptor) in sockets:
                     return f"process {process.name} ({_command(process)})"
     return ""
+
+
+def _target(descriptor: Path) -> str:
+    """Return what a descriptor refers to; "" if its process has closed it."""
+    try:
+        return str(descriptor.readlink())
+    except OSError:
+        return ""
 
 
 def _listening_inodes(port: int) -> Iterator[str]:

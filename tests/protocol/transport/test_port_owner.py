@@ -39,6 +39,14 @@ def test_the_process_that_listens_at_a_port_is_named(
         assert listener_at(port).startswith(f"process {os.getpid()} (")
 
 
+def test_descriptors_that_are_closed_meanwhile_hide_no_other_ones() -> None:
+    lower = [Path(os.devnull).open() for _ in range(20)]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        for file in lower:  # the folder of descriptors is opened with one of these numbers
+            file.close()
+        assert listener_at(listener.getsockname()[1]).startswith(f"process {os.getpid()} (")
+
+
 def test_the_error_of_a_port_in_use_names_the_process() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
