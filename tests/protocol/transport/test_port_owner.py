@@ -40,10 +40,10 @@ def test_the_process_that_listens_at_a_port_is_named(
 
 
 def test_descriptors_that_are_closed_meanwhile_hide_no_other_ones() -> None:
-    lower = [Path(os.devnull).open() for _ in range(20)]
+    lower = [socket.socket() for _ in range(20)]
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        for file in lower:  # the folder of descriptors is opened with one of these numbers
-            file.close()
+        for one in lower:  # the folder of descriptors is opened with one of these numbers
+            one.close()
         assert listener_at(listener.getsockname()[1]).startswith(f"process {os.getpid()} (")
 
 
