@@ -90,17 +90,20 @@ def naming_method(address: str, method: str) -> Iterator[None]:
     try:
         yield
     except EnvironmentFailed as error:
-        said = f"The environment at {address!r} failed in {method}()"
-        error.args = (f"{said}: {error.args[0]}", *error.args[1:])
+        error.args = (_failed(address, method, error.args[0]), *error.args[1:])
         raise
 
 
 def fault(address: str, what: str, method: str) -> EnvironmentFailed:
     """Return the error for an environment that returned something wrong."""
+    # Not "Correct its step()": a Simulation has no such method.
     return EnvironmentFailed(
-        f"The environment at {address!r} failed in {method}(): it returned {what}. Correct the "
-        f"environment."  # a Simulation has no method to correct
+        _failed(address, method, f"it returned {what}. Correct the environment.")
     )
+
+
+def _failed(address: str, method: str, why: str) -> str:
+    return f"The environment at {address!r} failed in {method}(): {why}"
 
 
 def _as_number(value: Any) -> Any:
