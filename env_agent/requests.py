@@ -9,6 +9,7 @@ from typing import Any, assert_never
 from gymwire.env_agent import failure_reports
 from gymwire.env_agent.forks import end_if_forked
 from gymwire.env_agent.results import unpack
+from gymwire.env_agent.runners.runner import RunStep
 from gymwire.env_agent.session import Verdict
 from gymwire.env_agent.slot import Slot
 from gymwire.protocol import dialogue, logs, remote_space
@@ -31,9 +32,7 @@ from gymwire.protocol.messages import (
     Status,
 )
 from gymwire.protocol.space_codecs import NOT_COMPACT
-
-RunStep = Callable[[Any], Any]
-"""What executes a step: it gets the action, and returns what `Env.step` returns."""
+from gymwire.protocol.step_codec import RawPercept
 
 _int_from_bytes = int.from_bytes
 
@@ -69,7 +68,7 @@ class RequestHandler:
         Args:
             slot: the session and its environment.
             data: the frame.
-            run_step: called with the action; None: the environment's `step`.
+            run_step: called with the action; None: the slot's `raw_step`, or the runner's `step`.
 
         Returns:
             The frame to send, or None if `handle` must handle the request.
@@ -85,12 +84,18 @@ class RequestHandler:
         if action is NOT_COMPACT or not session.begin_step(seq):
             return None
         if run_step is None:
-            run_step = slot.runner.step
+            run_step = slot.raw_step or slot.runner.step
         try:
             step = run_step(action)
         except BaseException as error:  # noqa: BLE001 - the environment's; a reply, too
             reply: Message = self._raised(slot, Kind.ACT, error)
         else:
+            if type(step) is RawPercept:
+                raw = steps.encode_raw(step, name)
+                if len(raw) <= self.max_message:
+                    session.finish_step(seq, data, raw)
+                    return raw
+                step = steps.decode_percept(raw, name)
             if type(step) is tuple and len(step) == 5:
                 frame = encode(step, name)
                 if (

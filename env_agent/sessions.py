@@ -267,6 +267,7 @@ class SessionHost:
             steps,
             shared.exposed,
             opened,
+            runner.raw_step(steps.raw_size) if steps is not None and steps.raw_size else None,
             learner,
             why,
             service.watch_rate,

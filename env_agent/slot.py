@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gymwire.env_agent.crew import CurrentRequest, Executor
-from gymwire.env_agent.runners.runner import Runner
+from gymwire.env_agent.runners.runner import Runner, RunStep
 from gymwire.env_agent.session import Session
 from gymwire.protocol.codec import Codec
 from gymwire.protocol.messages import Opened
@@ -40,6 +40,8 @@ class Slot:
         turn: in which turn of the loop it sent its last request.
         steps_alone: how many of its steps were executed in that turn.
         times: how long the steps since the last report took, in seconds.
+        raw_step: executes steps on the fast path, and may return a RawPercept; None: the runner's
+            `step` does.
         learner: what the log says about the learner.
         unwatchable: why the session cannot be watched; "" if it can be.
         watch_rate: how many frames to render for watchers per second, at most.
@@ -52,6 +54,7 @@ class Slot:
     steps: StepCodec | None
     exposed: frozenset[str]
     opened: Opened
+    raw_step: RunStep | None = None
     learner: dict[str, object] = field(default_factory=dict)
     unwatchable: str = ""
     watch_rate: int = 1

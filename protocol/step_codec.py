@@ -50,7 +50,7 @@ from gymwire.protocol.messages import VERSION, Kind
 from gymwire.protocol.percept_layouts import APART, PerceptLayouts
 from gymwire.protocol.space_codecs import NOT_COMPACT, NotCompact, SpaceCodec
 
-__all__ = ["Step", "StepCodec", "compile_steps"]
+__all__ = ["RawPercept", "Step", "StepCodec", "compile_steps"]
 
 _ONE_FIELD, _FIVE_FIELDS = b"\x91", b"\x95"
 _REST = struct.Struct(">sd3s")  # a float 64, two bools and an empty map, as msgpack has them
@@ -61,6 +61,16 @@ _ENDS = {
     for truncated in (False, True)
 }
 _FLAGS = {end: flags for flags, end in _ENDS.items()}
+
+
+class RawPercept(bytes):
+    """A percept with a small array, a float, two flags and no info, as its frame contains them.
+
+    It has the array's bytes and the rest of the head. An environment in another process sends it,
+    so that nothing needs to be decoded and encoded again.
+    """
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +87,8 @@ class StepCodec:
         encode_percept: `(what Env.step returned, name) -> frame`, or None.
         decode_percept: `(frame, name) -> what Env.step returned`, fresh and writable; None if
             the frame does not answer this request.
+        encode_raw: `(raw percept, name) -> frame`.
+        raw_size: the bytes of a raw percept of this space; 0: it has none.
         renew: called when another session begins to use it, whose percepts may look different.
     """
 
@@ -85,6 +97,8 @@ class StepCodec:
     encode_percept: Callable[[Step, bytes], Frame | Pieces | None]
     decode_percept: Callable[[Data, bytes], Step | None]
     renew: Callable[[], None]
+    encode_raw: Callable[[RawPercept, bytes], Frame]
+    raw_size: int
 
 
 def compile_steps(
@@ -112,9 +126,11 @@ def compile_steps(
     any_percept = _any_percept(observation, extended)
     layouts = PerceptLayouts(observation, *any_percept, is_vector=num_envs > 0)
     percept: _Percept = layouts.encode, layouts.decode
+    raw: tuple[Callable[[RawPercept, bytes], Frame], int] = _no_raw_percept, 0
     if observation.array is not None and observation.array[2] and not num_envs:
         percept = _array_percept(observation, percept)
-    return StepCodec(*act, *percept, layouts.renew)
+        raw = _raw_percept(observation)
+    return StepCodec(*act, *percept, layouts.renew, *raw)
 
 
 _Act = tuple[Callable[[Any, bytes], Frame | None], Callable[[Data], Any | NotCompact]]
@@ -321,6 +337,23 @@ def _array_percept(space: SpaceCodec, other: _Percept) -> _Percept:
         return observation, reward, flags[0], flags[1], {}
 
     return encode, _small_percept(layout, other[1]) if small and fixed else decode
+
+
+def _raw_percept(space: SpaceCodec) -> tuple[Callable[[RawPercept, bytes], Frame], int]:
+    """Return `StepCodec.encode_raw` and `raw_size`."""
+    layout = _FrameLayout(Kind.PERCEPT, _FIVE_FIELDS, space, _REST.size)
+    if not layout.small:
+        return _no_raw_percept, 0
+    prefix, lead = layout.prefix, layout.lead
+
+    def encode(percept: RawPercept, name: bytes) -> Frame:
+        return b"".join((prefix, name, lead, percept))
+
+    return encode, layout.n_bytes + _REST.size
+
+
+def _no_raw_percept(percept: RawPercept, name: bytes) -> Frame:
+    raise AssertionError("The percepts of this space have no raw form.")
 
 
 def _small_percept(

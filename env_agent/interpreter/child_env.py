@@ -15,13 +15,23 @@ from gymwire.env_agent.closing import closed_on_error
 from gymwire.env_agent.elsewhere import RunsElsewhere
 from gymwire.env_agent.hosted_vector import HostedVector
 from gymwire.env_agent.interpreter import child_spaces, child_values
-from gymwire.env_agent.interpreter.child.frames import COMPACT, HEADER_SIZE, STEP
+from gymwire.env_agent.interpreter.child.frames import (
+    COMPACT,
+    COMPACT_END,
+    FLAGS,
+    FLOAT,
+    HEADER_SIZE,
+    STEP,
+)
 from gymwire.env_agent.interpreter.child.generators import GENERATOR
 from gymwire.env_agent.interpreter.child.spaces import SPACES
-from gymwire.env_agent.interpreter.child_process import ChildProcess
+from gymwire.env_agent.interpreter.child_process import Answer, ChildProcess
 from gymwire.protocol import generators
 from gymwire.protocol.errors import ConfigurationError, DecodingError
 from gymwire.protocol.messages import MULTI_AGENT, EnvKind
+from gymwire.protocol.step_codec import RawPercept
+
+_unpack_end, _KNOWN_FLAGS = COMPACT_END.unpack_from, frozenset(FLAGS.values())
 
 
 class CopiedGenerator(np.random.Generator):
@@ -43,6 +53,7 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
 
     Attributes:
         kind: its kind, see `EnvKind`.
+        raw_size: the bytes of a percept that `step_raw` returns; 0: it never returns one.
         foreign_spaces: those that are not Gymnasium's or gym's, as `child_spaces.foreign` returns.
     """
 
@@ -94,6 +105,8 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
         if seen is not None and seen[1] is None:
             seen = None
         self._decode = child_values.compile_step(seen)
+        self.raw_size = child_values.raw_size(seen)
+        self._end_at = HEADER_SIZE + self.raw_size - COMPACT_END.size
         if action is not None and self._has_numpy:
             self._encode = child_values.compile_action(action)
             self._call("compile", action, seen)
@@ -139,6 +152,23 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
         else:
             self._begun = None
             answer = self._process.finish(self._begin(action) if number is None else number)
+        return self._result(answer)
+
+    def step_raw(self, action: Any) -> Any:
+        """Step as `step` does, but return the percept as the process sent it, if it is raw."""
+        raw = self._encode(action) if self._begun is None else None
+        if raw is None:
+            return self.step(action)
+        answer = self._process.step(self._index, raw)
+        kind, data = answer
+        if kind == COMPACT and len(data) == HEADER_SIZE + self.raw_size:
+            reward, _, flags = _unpack_end(data, self._end_at)
+            if reward == FLOAT and flags in _KNOWN_FLAGS:
+                return RawPercept(data[HEADER_SIZE:])
+        return self._result(answer)
+
+    def _result(self, answer: Answer) -> Any:
+        """Return the result of the step that the process has answered."""
         if answer[0] == COMPACT:
             try:
                 return self._decode(answer[1], HEADER_SIZE)

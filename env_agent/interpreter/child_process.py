@@ -130,15 +130,23 @@ class ChildProcess:
 
     def step(self, index: int, action: bytes) -> Answer:
         """Step with a raw action: `begin` and `finish`, with fewer calls."""
-        if self._unanswered:
+        if self._unanswered or self._is_closed:
             return self.finish(self.begin(index, STEP, action))
         self._number = number = (self._number + 1) % _NUMBERS
-        self._send(_pack_header(len(action), STEP, number, index) + action)
-        data = self._receive()
+        request = _pack_header(len(action), STEP, number, index) + action
+        try:
+            sent = os.write(self._out, request)
+        except OSError:
+            sent = 0
+        if sent < len(request):
+            self._send(request[sent:])
+        data = os.read(self._in, _CHUNK)
         if len(data) > HEADER_SIZE:
             length, kind, got, _ = _unpack_header(data)
             if got == number and kind == COMPACT and len(data) == HEADER_SIZE + length:
                 return kind, data
+        if not data or self._is_woken:
+            self._raise_lost()
         self._arrived += data
         self._unanswered.append(number)
         return self.finish(number)

@@ -18,6 +18,7 @@ own: it converts and reports what is in an info, or refuses it. `_FORMS` has the
 
 from __future__ import annotations
 
+import math
 from collections import Counter, OrderedDict, UserDict
 from collections.abc import Callable
 from functools import lru_cache
@@ -27,7 +28,14 @@ from typing import Any, Literal
 import numpy as np
 from gymnasium import Space, spaces
 
-from gymwire.env_agent.interpreter.child.frames import AS_INT, COMPACT_HEAD, MARK
+from gymwire.env_agent.interpreter.child.frames import (
+    AS_INT,
+    COMPACT_END,
+    FLAGS,
+    FLOAT,
+    MARK,
+    NUMPY_FLOAT,
+)
 from gymwire.protocol import values
 from gymwire.protocol.arrays import copy_array, object_array, reorder
 from gymwire.protocol.conversions import Converted
@@ -43,7 +51,8 @@ _REPR_LENGTH = 200
 _SHARED_NAME = "builtins.object"  # of types of which one message has too many
 _MAX_KEY = 4096  # more than can be sent: equal hashes make Python compare the keys
 _LIST, _ITEM, _NUMBER, _TEXT = 64, 8, 32, 80  # bytes of memory
-_REWARDS: tuple[Callable[[float], Any], ...] = (float, np.float64)  # by libraries.REWARDS
+_REWARDS: dict[bytes, Callable[[float], Any]] = {FLOAT: float, NUMPY_FLOAT: np.float64}
+_FLAGS = {packed: flags for flags, packed in FLAGS.items()}
 
 
 def decode(data: bytes, tensors: set[str] | None = None) -> Any:
@@ -337,9 +346,12 @@ def compile_action(form: Form) -> Callable[[Any], bytes | None]:
     has_order = size is not None and len(size) > 1  # in memory, which raw bytes do not show
     itemsize, is_signed = dtype.itemsize, dtype.kind == "i"
     order: Literal["big", "little"] = "big" if dtype.str[0] == ">" else "little"
+    small = [n.to_bytes(itemsize, order, signed=is_signed) + AS_INT for n in range(128)]
 
     def encode(action: Any) -> bytes | None:
         if type(action) is int_kind:
+            if 0 <= action < 128:
+                return small[action]
             try:
                 return action.to_bytes(itemsize, order, signed=is_signed) + AS_INT
             except OverflowError:
@@ -356,12 +368,22 @@ def compile_action(form: Form) -> Callable[[Any], bytes | None]:
     return encode
 
 
+def raw_size(form: Form | None) -> int:
+    """Return the bytes of a compact answer with an observation of a form; 0: it must be decoded.
+
+    The bytes of a bool or a text may be no value of its dtype.
+    """
+    if form is None or np.dtype(form[0]).kind in "bU":
+        return 0
+    return np.dtype(form[0]).itemsize * math.prod(form[1] or ()) + COMPACT_END.size
+
+
 def compile_step(form: Form | None) -> Callable[[bytes, int], Step]:
     """Return a function that decodes a compact answer from an offset on. It raises DecodingError.
 
     `form`: that of the observations; None: there are no compact answers.
     """
-    head, rewards = COMPACT_HEAD, _REWARDS
+    unpack_end, rewards, known_flags = COMPACT_END.unpack_from, _REWARDS, _FLAGS
     dtype, shape = (
         (np.dtype("u1"), ()) if form is None else (np.dtype(form[0]), tuple(form[1] or ()))
     )
@@ -370,19 +392,17 @@ def compile_step(form: Form | None) -> Callable[[bytes, int], Step]:
     ndarray, is_bool = np.ndarray, dtype.kind == "b"
 
     def decode(data: bytes, at: int) -> Step:
-        start = at + head.size
-        if len(data) - start != size:
-            raise DecodingError(f"A step has {len(data) - start} bytes of observation, not {size}.")
-        code, terminated, truncated, reward = head.unpack_from(data, at)
-        if code >= len(rewards) or terminated > 1 or truncated > 1:
-            raise DecodingError(
-                "A step has an unknown kind of reward or a flag other than 0 and 1."
-            )
+        end = len(data) - COMPACT_END.size
+        if end - at != size:
+            raise DecodingError(f"A step has {end - at} bytes of observation, not {size}.")
+        kind, reward, flags = unpack_end(data, end)
+        if kind not in rewards or flags not in known_flags:
+            raise DecodingError("A step has an unknown kind of reward or unknown flags.")
         if is_bool:  # checks its bytes
-            observation = copy_array(dtype, shape, data, start)
+            observation = copy_array(dtype, shape, data, at)
         else:
-            observation = ndarray(shape, dtype, data, start).copy()
-        return observation, rewards[code](reward), terminated == 1, truncated == 1, {}
+            observation = ndarray(shape, dtype, data, at).copy()
+        return observation, rewards[kind](reward), *known_flags[flags], {}
 
     return decode
 

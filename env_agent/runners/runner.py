@@ -25,6 +25,9 @@ from gymwire.env_agent.space_watch import SpaceWatch
 from gymwire.protocol import remote_space, spaces, vector_infos
 from gymwire.protocol.messages import MULTI_AGENT, Call, EnvKind
 
+RunStep = Callable[[Any], Any]
+"""What executes a step: it gets the action, and returns what `Env.step` returned."""
+
 
 class Runner:
     """An environment or a vector. One thread, the executor, makes, uses and closes it.
@@ -50,6 +53,11 @@ class Runner:
         with closed_on_error([env]):
             self.step = _without_casts(env) if isinstance(env, HostedVector) else env.step
             self.spaces = SpaceWatch(env)
+
+    def raw_step(self, size: int) -> RunStep | None:
+        """Return a `step` that may return a RawPercept of `size` bytes; None: there is none."""
+        env = self.env
+        return env.step_raw if isinstance(env, ChildEnv) and env.raw_size == size else None
 
     def describe(self, name: str) -> Description:
         """Describe the environment; `name` is its id if it has no spec."""

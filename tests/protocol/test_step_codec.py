@@ -9,12 +9,14 @@ import gymnasium
 import numpy as np
 import pytest
 
+from gymwire.env_agent.interpreter.child.frames import COMPACT_END, FLAGS, FLOAT
+from gymwire.protocol.arrays import LARGE
 from gymwire.protocol.codec import PLAIN, Codec, Frame, Pieces, name_of, read_header
 from gymwire.protocol.errors import ProtocolError
 from gymwire.protocol.messages import Act, Percept
 from gymwire.protocol.space_codecs import NOT_COMPACT
 from gymwire.protocol.spaces import compile
-from gymwire.protocol.step_codec import StepCodec, compile_steps
+from gymwire.protocol.step_codec import RawPercept, StepCodec, compile_steps
 from gymwire.protocol.vector_infos import from_wire, to_wire
 from tests.sameness import assert_same
 from tests.sampling import thorough
@@ -65,6 +67,36 @@ def test_arrays_take_the_fast_path(space: gymnasium.spaces.Box) -> None:
     assert decoded[0].flags.writeable
     assert decoded[0].flags.aligned
     assert not np.shares_memory(decoded[0], value)
+
+
+FIXED = [name for name in ZOO if compile(ZOO[name]).array]
+
+
+@pytest.mark.parametrize("name", FIXED)
+@pytest.mark.parametrize("flags", list(product((False, True), repeat=2)))
+def test_the_frame_of_a_raw_percept_is_that_of_its_values(
+    name: str, flags: tuple[bool, bool]
+) -> None:
+    space = ZOO[name]
+    space.seed(3)
+    short, _ = codecs(space, TWO)
+    value = space.sample()
+    expected = short.encode_percept((value, -0.5, *flags, {}), NAME)
+    assert expected is not None
+    end = COMPACT_END.pack(FLOAT, -0.5, FLAGS[flags])
+    if not short.raw_size:
+        assert not value.nbytes or value.nbytes >= LARGE
+    else:
+        raw = RawPercept(value.tobytes() + end)
+        assert len(raw) == short.raw_size
+        assert short.encode_raw(raw, NAME) == expected
+
+
+def test_only_single_small_arrays_have_a_raw_percept() -> None:
+    for space in (PICTURE, TWO, gymnasium.spaces.Dict(a=BOX)):
+        assert codecs(space, TWO)[0].raw_size == 0
+    assert compile_steps(compile(BOX), compile(TWO), num_envs=2).raw_size == 0
+    assert codecs(BOX, TWO)[0].raw_size == 4 * 4 + COMPACT_END.size
 
 
 def test_a_strided_array_is_sent_in_c_order() -> None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import libraries
 from .agents import ENV, Agents
 from .asynchronous import settled
-from .frames import COMPACT, COMPACT_HEAD, VALUE
+from .frames import COMPACT, COMPACT_END, FLAGS, VALUE
 from .generators import GENERATOR, continued
 from .libraries import REWARDS, classes
 from .packing import pack
 from .signatures import parameters, render_takes_mode
 from .spaces import SPACES, read_space
 
+MAX_KNOWN = 256  # actions of which the bytes are kept
 SPEC = ("id", "reward_threshold", "nondeterministic", "max_episode_steps", "order_enforce")
 
 
@@ -27,6 +28,25 @@ def five_results(result: Any) -> Any:
     info = dict(info)  # the environment may use its own again
     is_cut = bool(info.pop("TimeLimit.truncated", False))
     return observation, reward, bool(done) and not is_cut, bool(done) and is_cut, info
+
+
+def action_decoder(dtype_name: str, shape: Any) -> Callable[[bytes], Any]:
+    """Return the function that makes an action of its raw bytes; shape None: a scalar."""
+    ndarray, dtype = libraries.np.ndarray, libraries.np.dtype(dtype_name)
+    if shape is not None:
+        return lambda raw: ndarray(shape, dtype, bytearray(raw))
+    known: dict[bytes, Any] = {}
+
+    def decode(raw: bytes) -> Any:
+        action = known.get(raw)
+        if action is None:
+            scalar = ndarray((), dtype, raw)[()]
+            action = scalar if len(raw) == dtype.itemsize else scalar.item()
+            if len(known) < MAX_KNOWN:
+                known[raw] = action
+        return action
+
+    return decode
 
 
 class Hosted:
@@ -47,7 +67,7 @@ class Hosted:
         self._used = [name for name in SPACES if name not in given]  # the operator gives others
         self._facts: dict[str, Any] = {}
         self._has_warned = False
-        self._action: tuple[Any, Any] = (None, None)
+        self._decode_action: Any = None
         self._observation: tuple[Any, Any] = (None, None)
 
     def facts(self) -> dict[str, Any]:
@@ -66,41 +86,37 @@ class Hosted:
 
     def compile(self, action: Any, observation: Any) -> None:
         """Use compact steps: dtype and shape of the action (None: a scalar) and observation."""
-        self._action = libraries.np.dtype(action[0]), action[1]
+        self._decode_action = action_decoder(*action)
         if observation is not None:
             self._observation = libraries.np.dtype(observation[0]), tuple(observation[1])
 
     def step_compact(self, raw: bytes) -> tuple[int, bytes]:
         """Step with a raw action; return the kind and the body of the answer."""
-        np = libraries.np
-        dtype, shape = self._action
-        action = np.ndarray(shape or (), dtype, raw)
-        if shape is not None:
-            action = action.copy()
-        else:
-            action = action[()] if len(raw) == dtype.itemsize else action.item()
-        result = self.step(action)
+        result = self.env.step(self._decode_action(raw))
         if type(result) is tuple and len(result) == 5:
             seen, reward, terminated, truncated, info = result
-            code = REWARDS.get(type(reward), 2)
+            kind = REWARDS.get(type(reward))
             dtype, shape = self._observation
             if (
-                type(seen) is np.ndarray
-                and seen.dtype == dtype
-                and seen.shape == shape
-                and seen.flags.c_contiguous
-                and code < 2
+                kind
                 and type(terminated) is type(truncated) is bool
                 and type(info) is dict
                 and not info
+                and type(seen) is libraries.np.ndarray
+                and (seen.dtype is dtype or seen.dtype == dtype)
+                and seen.shape == shape
+                and (len(shape) < 2 or seen.flags.c_contiguous)
             ):
-                head = COMPACT_HEAD.pack(code, terminated, truncated, reward)
-                return COMPACT, head + seen.tobytes()
-        return VALUE, pack(result)
+                end = COMPACT_END.pack(kind, reward, FLAGS[terminated, truncated])
+                return COMPACT, seen.tobytes() + end
+        return VALUE, pack(self._results(result))
 
     def step(self, action: Any) -> Any:
-        """Step; four results of old gym become five."""
-        result = self.env.step(action)
+        """Step, and return the results as Gymnasium's environments do."""
+        return self._results(self.env.step(action))
+
+    def _results(self, result: Any) -> Any:
+        """Return the results of `step`; four of old gym become five."""
         if type(result) is not tuple:
             result = settled(result)
         return result if type(result) is tuple and len(result) == 5 else five_results(result)

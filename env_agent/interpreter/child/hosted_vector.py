@@ -41,9 +41,8 @@ class HostedOwnVector(Hosted):
         facts["batch_size"] = self._config.get("batch_size")
         return facts
 
-    def step(self, action: Any) -> Any:
-        """Step all environments."""
-        return settled(self.env.step(action))
+    def _results(self, result: Any) -> Any:
+        return settled(result)
 
     def reset(self, seed: Any, options: Any) -> Any:
         """Reset all environments, with the arguments that the env agent's own vectors get."""

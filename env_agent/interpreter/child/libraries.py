@@ -6,8 +6,10 @@ import importlib
 import sys
 from typing import Any
 
+from .frames import FLOAT, NUMPY_FLOAT
+
 np: Any = None  # numpy, once an environment was loaded, if this interpreter has it
-REWARDS: dict[type, int] = {float: 0}  # types of compact rewards → their numbers
+REWARDS: dict[type, bytes] = {float: FLOAT}  # the types of compact rewards
 
 
 def use_numpy() -> None:
@@ -15,7 +17,7 @@ def use_numpy() -> None:
     global np
     try:
         np = importlib.import_module("numpy")
-        REWARDS[np.float64] = 1
+        REWARDS[np.float64] = NUMPY_FLOAT
     except ImportError:
         np = None
 

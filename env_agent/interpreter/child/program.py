@@ -131,8 +131,7 @@ def main(requests: int, answers: int, parent: int) -> None:
     os.set_inheritable(answers, False)
     faulthandler.enable()
     sys.path.insert(0, "")
-    channel, child = Channel(requests, answers), Child()
+    channel = Channel(requests, answers)
     channel.answer(VALUE, 0, 0, pack([sys.version, sys.implementation.name]))
-    for kind, number, index, body in iter(channel.read, None):
-        answer, value = child.execute(kind, index, body)
-        channel.answer(answer, number, index, value)
+    channel.flush()
+    channel.serve(Child().execute)

@@ -6,7 +6,9 @@ import ast
 import dataclasses
 import enum
 import math
+import os
 import sys
+import threading
 from collections import Counter, OrderedDict, UserDict, defaultdict, namedtuple
 from collections.abc import Iterator, Mapping
 from itertools import permutations
@@ -523,7 +525,51 @@ def test_a_large_request_is_read_without_copying_all_that_has_arrived_with_each_
 
     body = bytes(1 << 12)
     data = frames.HEADER.pack(len(body), frames.CALL, 7, 3) + body + b"next"
-    pieces = iter([Piece(data[at : at + 64]) for at in range(0, len(data), 64)])
+    pieces = iter([*(Piece(data[at : at + 64]) for at in range(0, len(data), 64)), b""])
     monkeypatch.setattr("os.read", lambda fd, size: next(pieces))
-    assert Channel(-1, -1).read() == (frames.CALL, 7, 3, body)
+    written: list[bytes] = []
+
+    def write(descriptor: int, data: bytes) -> int:
+        written.append(data)
+        return len(data)
+
+    monkeypatch.setattr("os.write", write)
+    asked: list[Any] = []
+
+    def execute(*request: Any) -> tuple[int, bytes]:
+        asked.append(request)
+        return frames.VALUE, b"answer"
+
+    Channel(-1, -1).serve(execute)
+    assert asked == [(frames.CALL, 3, body)]
+    assert written == [frames.HEADER.pack(6, frames.VALUE, 7, 3) + b"answer"]
     assert sum(copied) < 2 * len(data)
+
+
+def test_requests_that_arrive_together_are_answered_together_wherever_they_are_cut() -> None:
+    bodies = [b"", b"a", b"bc" * 10]
+    data = b"".join(
+        frames.HEADER.pack(len(body), frames.CALL, number, 0) + body
+        for number, body in enumerate(bodies)
+    )
+    expected = b"".join(
+        frames.HEADER.pack(len(body), frames.VALUE, number, 0) + body
+        for number, body in enumerate(bodies)
+    )
+    for cut in range(1, len(data)):
+        reading, writing = os.pipe()
+        out_reading, out_writing = os.pipe()
+        os.write(writing, data[:cut])
+
+        def execute(kind: int, index: int, body: bytes) -> tuple[int, bytes]:
+            return frames.VALUE, body
+
+        thread = threading.Thread(target=Channel(reading, out_writing).serve, args=(execute,))
+        thread.start()
+        os.write(writing, data[cut:])
+        os.close(writing)
+        thread.join()
+        os.close(out_writing)
+        assert os.read(out_reading, 1 << 16) == expected
+        for descriptor in (reading, out_reading):
+            os.close(descriptor)

@@ -23,6 +23,7 @@ from gymwire.env_agent import failure_reports
 from gymwire.env_agent.adapters import foreign
 from gymwire.env_agent.description import describe
 from gymwire.env_agent.elsewhere import EnvironmentGone, why_gone
+from gymwire.env_agent.environments import Service
 from gymwire.env_agent.factory import resolve
 from gymwire.env_agent.interpreter import child, child_errors, child_factory
 from gymwire.env_agent.interpreter.child.agents import ParallelByAgent
@@ -31,16 +32,30 @@ from gymwire.env_agent.interpreter.child_errors import RaisedInChild
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.env_agent.interpreter.child_process import ChildProcess
 from gymwire.env_agent.runners.runner import Runner
+from gymwire.env_agent.sessions import SessionHost
 from gymwire.protocol import generators
-from gymwire.protocol.codec import Codec
+from gymwire.protocol.codec import Codec, read_header
 from gymwire.protocol.errors import ConfigurationError, EncodingError, GymwireError
-from gymwire.protocol.messages import Call, Code, EndedBy, EnvKind, Error, Percept, Status
+from gymwire.protocol.messages import (
+    Act,
+    Call,
+    Code,
+    EndedBy,
+    EnvKind,
+    Error,
+    Open,
+    Percept,
+    Reset,
+    Status,
+)
 from gymwire.protocol.space_codecs import compile as compile_space
+from gymwire.protocol.step_codec import RawPercept, compile_steps
 from gymwire.protocol.values import Opaque, check, convert, decode, encode
 from tests.env_agent.adapters.test_foreign import Dm
 from tests.rich_envs import Rich, Tensors
 from tests.sameness import assert_same
 from tests.space_zoo import ZOO
+from tests.wire import close_all
 
 Make = Callable[..., ChildEnv]
 
@@ -91,6 +106,78 @@ def test_an_action_keeps_its_type(make: Make) -> None:
     for action in (3, -3, 2**63, -(2**63), 2**70, True, np.int64(3), np.int32(3)):
         expected = {"kind": type(action).__name__, "value": int(action)}
         assert_same(env.step(action)[4], expected)
+
+
+CHOOSING = """
+import gymnasium
+import numpy as np
+
+class Choosing(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-9, 9, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(9)
+    def reset(self, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+    def step(self, action):
+        seen = np.array([action, 0.5], np.float32)
+        return [
+            (seen, 1.5, False, True, {}),
+            (seen[::-1], -0.0, True, False, {}),
+            (seen, np.float64(1.5), True, False, {}),
+            (seen, 1.5, False, False, {"a": 1}),
+            (seen, 1, False, False, {}),
+            (seen, 1.5, np.bool_(True), False, {}),
+            (seen.astype(np.float64), 1.5, False, False, {}),
+            (seen[:1], 1.5, False, False, {}),
+            b"a" * (8 + 12),
+        ][action]
+"""
+RAW = 2  # how many of its actions have a raw percept
+
+
+@pytest.fixture
+def choosing(tmp_path: Path) -> str:
+    (tmp_path / "choosing.py").write_text(CHOOSING)
+    return f"{tmp_path}/choosing.py:Choosing"
+
+
+def test_a_percept_is_raw_if_its_frame_has_the_same_bytes(make: Make, choosing: str) -> None:
+    env = make(choosing, sys.executable)
+    env.reset()
+    steps = compile_steps(compile_space(env.observation_space), compile_space(env.action_space))
+    assert env.raw_size == steps.raw_size
+    for action in range(9):
+        raw, step = env.step_raw(action), env.step(action)
+        if action < RAW:
+            assert type(raw) is RawPercept
+            frame = steps.encode_raw(raw, bytes(16))
+            assert frame == steps.encode_percept(step, bytes(16))
+            raw = steps.decode_percept(frame, bytes(16))
+        assert_same(raw, step)
+    env.begin_step(0)
+    assert_same(env.step_raw(0), env.step(0))
+
+
+def test_a_session_has_the_same_frames_as_without_the_process(choosing: str) -> None:
+    factories = resolve(choosing, {}), ChildFactory("a", choosing, sys.executable, {})
+    hosts = [SessionHost([Service("a", factory)]) for factory in factories]
+    replies: list[Any] = []
+    for host in hosts:
+        host.open(9, 1, Open("a", b"n" * 16), None)
+        slot = host.slots[9]
+        requests: list[Any] = [Reset(), *map(Act, range(8))]
+        env: Any = slot.runner.env
+        codec = Codec(*map(compile_space, (env.observation_space, env.action_space)))
+        for seq, request in enumerate(requests, 1):
+            frame = bytes(codec.encode(request, 9, seq))
+            reply = host.requests.step(slot, frame)
+            replies.append(reply or host.requests.handle(slot, read_header(frame), frame))
+        host.requests.max_message = 40
+        refused = host.requests.step(slot, bytes(codec.encode(Act(0), 9, 10)))
+        error = codec.decode(bytes(refused or b""))
+        assert isinstance(error, Error)
+        assert error.code == Code.TOO_LARGE
+        close_all(host)
+    assert list(map(bytes, replies[:9])) == list(map(bytes, replies[9:]))
 
 
 def test_spaces_are_read_by_their_attributes(make: Make, python: str) -> None:

@@ -20,6 +20,7 @@ from gymnasium.vector import AutoresetMode
 
 from gymwire.env_agent.elsewhere import EnvironmentGone
 from gymwire.env_agent.interpreter import child_process
+from gymwire.env_agent.interpreter.child import frames
 from gymwire.env_agent.interpreter.child_errors import RaisedInChild
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.env_agent.interpreter.child_process import ChildProcess, describe_status, environment
@@ -101,6 +102,28 @@ def test_a_violation_ends_this_session_only(
             env.reset(seed=1)
         other.reset(seed=1)
         assert other.step(np.int64(0))[1] == 0.0
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        (b"\xc3", 1.0, b"\xc2\xc2\x80"),
+        (frames.FLOAT, 1.0, b"\xc2\xc0\x80"),
+        (frames.FLOAT, 1.0, b"\xc2\xc2\x81"),
+        (frames.NUMPY_FLOAT, 1.0, b"\x00\x01\x80"),
+    ],
+)
+@pytest.mark.parametrize("method", ["step", "step_raw"])
+def test_a_compact_answer_with_unknown_bytes_ends_the_session(
+    misbehave: Callable[[int, str], ChildFactory], end: tuple[bytes, float, bytes], method: str
+) -> None:
+    body = bytes(3 * 4) + frames.COMPACT_END.pack(*end)
+    env = misbehave(STEP, f"return super().answer(frames.COMPACT, number, index, {body!r})")
+    made: Any = env.make_first()
+    with contextlib.closing(made):
+        made.reset(seed=1)
+        with pytest.raises(EnvironmentGone, match="A step has an unknown kind of reward"):
+            getattr(made, method)(np.int64(0))
 
 
 OBJECTS = "packing.pack((frames.MARK, 'objects', [], [1], None))"
