@@ -130,6 +130,11 @@ class Choosing(gymnasium.Env):
             (seen[:1], 1.5, False, False, {}),
             b"a" * (8 + 12),
         ][action]
+
+class InColumns(Choosing):
+    observation_space = gymnasium.spaces.Box(0, 9, (2, 3), np.float32)
+    def step(self, action):
+        return np.ones((2, 3), np.float32, order="F"), 1.0, False, False, {}
 """
 RAW = 2  # how many of its actions have a raw percept
 
@@ -155,6 +160,15 @@ def test_a_percept_is_raw_if_its_frame_has_the_same_bytes(make: Make, choosing: 
         assert_same(raw, step)
     env.begin_step(0)
     assert_same(env.step_raw(0), env.step(0))
+
+
+def test_an_observation_without_an_info_keeps_its_order_in_memory(
+    make: Make, choosing: str
+) -> None:
+    env = make(choosing.replace("Choosing", "InColumns"), sys.executable)
+    env.reset()
+    for step in (env.step, env.step_raw):
+        assert step(0)[0].strides == (4, 8)
 
 
 def test_a_session_has_the_same_frames_as_without_the_process(choosing: str) -> None:
