@@ -109,10 +109,13 @@ def reply_not_encodable(address: str, error: EncodingError) -> Error:
     """Report that a request was executed, but that its result cannot be serialized."""
     is_changed = isinstance(error, ChangedSpaceError)
     what = "has changed a space" if is_changed else "returned a value that cannot be serialized"
-    return Error(
-        Code.ENCODING,
-        f"The environment at {address!r} {what}: {text_of(error)} The request has been executed.",
-    )
+    text = f"The environment at {address!r} {what}: {text_of(error)} The request has been executed."
+    if error.path.removeprefix("the key ").startswith("info"):
+        text += (
+            " The env agent has the option --strict-infos; without it, it would convert such a "
+            "value, or send the value's repr instead."
+        )
+    return Error(Code.ENCODING, text)
 
 
 def reply_too_large(address: str, size: int, limit: int) -> Error:

@@ -318,7 +318,10 @@ def test_an_unserializable_info_is_an_error_with_strict_infos(log: list[Any]) ->
     client = Client(make_host(strict_infos=True))
     client.open()
     client.ask(Reset())
-    assert client.error(Act("bad info")).code == Code.ENCODING
+    error = client.error(Act("bad info"))
+    assert error.code == Code.ENCODING
+    assert "--strict-infos" in error.text
+    assert "--strict-infos" not in client.error(Act("bad observation")).text
 
 
 def test_exposed_attributes_are_read_written_and_called(client: Client) -> None:
