@@ -101,7 +101,7 @@ class RequestHandler:
                 if (
                     frame is not None
                     and len(frame) <= self.max_message
-                    # else the observation does not fit, and the slot's codec looks at the space
+                    # else a replaced space may be why, and the slot's codec compares the spaces
                     and (
                         isinstance(frame, Pieces)
                         or frame[FLAGS_AT] & COMPACT

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Coroutine, Iterable
-from itertools import islice
+from collections.abc import Awaitable, Coroutine
 from typing import Any
 
 import numpy as np
 from gymnasium import Space
 from gymnasium.spaces import Box, MultiBinary, MultiDiscrete
 
-_MAX_COUNTED = 10  # values of an iterator, which may be endless
 _RETURNED = {
     "reset": ("observation", "info"),
     "step": ("observation", "reward", "terminated", "truncated", "info"),
@@ -24,8 +22,8 @@ class WrongResult(ValueError):
 def unpack(result: Any, method: str) -> tuple[Any, ...]:
     """Return the values that `reset` or `step` of an environment has returned.
 
-    Raises WrongResult if it has returned more or fewer values than `gymnasium.Env` prescribes, and
-    TypeError if it has returned something else.
+    Raises WrongResult if it has returned a tuple or list of another length than `gymnasium.Env`
+    prescribes, and TypeError if it has returned something else.
     """
     if isinstance(result, Awaitable):
         if isinstance(result, Coroutine):
@@ -37,13 +35,11 @@ def unpack(result: Any, method: str) -> tuple[Any, ...]:
         )
     names = _RETURNED[method]
     expected = f"{method}() must return {len(names)} values ({', '.join(names)}), not"
-    if not isinstance(result, Iterable):
+    if not isinstance(result, tuple | list):
         raise TypeError(f"{expected} {type(result).__name__}.")
-    found = tuple(islice(result, _MAX_COUNTED))
-    if len(found) != len(names):
-        more = " or more" if len(found) == _MAX_COUNTED else ""
-        raise WrongResult(f"{expected} {len(found)}{more}.")
-    return found
+    if len(result) != len(names):
+        raise WrongResult(f"{expected} {len(result)}.")
+    return tuple(result)
 
 
 def check_step(result: Any, space: Space[Any]) -> None:
@@ -77,9 +73,9 @@ def check_observation(observation: Any, space: Space[Any], method: str) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    if isinstance(value, str | bytes) or value is None:
-        return False
     try:
-        return np.size(value) == 1 and np.asarray(value).dtype.kind in "biufO"
-    except ValueError:  # lists of different lengths
+        item = np.asarray(value).item()
+        float(item)
+    except (TypeError, ValueError, OverflowError):
         return False
+    return not isinstance(item, str | bytes)

@@ -24,7 +24,7 @@ _TOO_BIG = 1009  # a reason for closing (RFC 6455 §7.4)
 
 
 class Limits:
-    """The application behind these limits. `share`: of MAX_OPEN, for each visitor."""
+    """The application behind these limits. `share`: how many of MAX_OPEN a visitor may have."""
 
     def __init__(self, app: ASGIApp, share: int) -> None:
         self._app = app

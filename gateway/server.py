@@ -31,10 +31,10 @@ from gymwire.protocol.transport.port_owner import listener_at
 PING_INTERVAL_S = 2.0  # between two pings of a WebSocket
 PING_TIMEOUT_S = 10.0  # a WebSocket that has not answered a ping for this long is lost
 REQUEST_S = 10.0  # how long a client may take to send the head of a request
-ANSWER_S = 30.0  # how long a client may take no byte of an answer
+ANSWER_S = 30.0  # a client that reads nothing of its answer for this long is cut off
 CHECK_EVERY_S = 1.0
-MAX_STRANGERS = 256  # connections without a valid token at once,
-FILES_PER_STRANGER = 4  # and one for so many files that the gateway may open
+MAX_STRANGERS = 256  # connections without a valid token at the same time
+FILES_PER_STRANGER = 4  # that the gateway may open for each of them; if it may not, they are fewer
 STOP_S = 2.0  # how long open requests may take to end when the gateway stops
 BACKLOG = 1024
 MAX_FRAGMENTS = 65_536  # of a message: empty ones do not count towards its largest size
@@ -85,7 +85,8 @@ class _Http(H11Protocol):
         """Leave the connection to the protocol of WebSockets, which has pings."""
         self._forget()
         if self._unsent() or kernel.unread(self._fd()):
-            # A refusal might never be sent, and a client asks for no WebSocket before it has read.
+            # Other clients read the last answer before they ask for a WebSocket. This one might
+            # never read a refusal either.
             self.transport.abort()
         else:
             super().handle_websocket_upgrade(event)
@@ -127,7 +128,11 @@ class _Http(H11Protocol):
 
 
 class Strangers:
-    """The connections that have carried no valid token: at most `most`, or else the oldest ends."""
+    """The newest connections, at most `most`.
+
+    If there are more, the oldest is forgotten, and cut off unless its last request had a valid
+    token.
+    """
 
     def __init__(self, most: int) -> None:
         self._most = most

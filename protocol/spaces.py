@@ -47,8 +47,8 @@ __all__ = [
 ]
 
 MAX_SPACE_BYTES: Final = 1 << 28
-"""The maximum memory for the bounds of one described space: otherwise a few bytes from a stranger
-could claim all memory."""
+"""The maximum memory for the bounds of one described space, and for one sample of it: otherwise a
+few bytes from a stranger could claim all memory."""
 _NODE_BYTES = 1 << 14  # charged for each node; its random generator alone has 4 KiB
 _ROW_BYTES = MAX_SPACE_BYTES // MAX_EMPTY  # charged for each row of an array without items
 # What `sample` takes, for which a hostile env agent's space must not claim all memory either.

@@ -148,6 +148,8 @@ class Careless(Odd):
                 return [*result]
             case 5:
                 return itertools.count()
+            case 6:
+                return np.zeros(2) if len(result) == 2 else dict.fromkeys("abcde", result)
         return result
 
     @_undeclared

@@ -70,7 +70,7 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
         self._process = process
         self._index = index
         self._begun: int | None = None  # the number of a step that was sent ahead
-        self._tensors: set[str] = set()  # their types in observations and rewards, as reported
+        self._tensors: set[str] = set()  # the types of tensors outside of infos that were reported
         self._has_numpy = True
         self._encode: Callable[[Any], bytes | None] = lambda action: None
         with closed_on_error([self]):
@@ -103,7 +103,7 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
         """Agree with the process on the compact form of steps."""
         action, seen = map(child_values.form_of, (self.action_space, self.observation_space))
         if seen is not None and seen[1] is None:
-            seen = None
+            seen = None  # of the observations, only arrays have a compact form
         self._decode = child_values.compile_step(seen)
         self.raw_size = child_values.raw_size(seen)
         self._end_at = HEADER_SIZE + self.raw_size - COMPACT_END.size

@@ -260,7 +260,7 @@ class ChildProcess:
         left_ms = None if self._deadline is None else 1000 * (self._deadline - time.monotonic())
         ready = poller.poll(left_ms) if left_ms is None or left_ms > 0 else []
         if not ready:
-            self._raise_lost()
+            self._raise_lost("its process did not answer in time")
         return dict(ready)
 
     @contextlib.contextmanager
@@ -291,10 +291,13 @@ class ChildProcess:
         self.lost = self.lost or f"its process broke the protocol: it sent {what}"
         self._raise_lost()
 
-    def _raise_lost(self) -> NoReturn:
-        """Make sure that the process has ended, and raise EnvironmentGone."""
+    def _raise_lost(self, why: str = "its process closed its connection") -> NoReturn:
+        """Make sure that the process has ended, and raise EnvironmentGone.
+
+        `why`: the reason if the process has not ended on its own.
+        """
         if not self.lost and not self._ended.wait(END_S):
-            self.lost = self.lost or "its process closed its connection, or did not answer in time"
+            self.lost = self.lost or why
         self.kill()
         self.lost = self.lost or f"its process {describe_status(self._process.returncode)}"
         raise EnvironmentGone(self.lost)
@@ -353,7 +356,8 @@ class ChildProcess:
         self._is_closing = True
         if not self._ended.is_set():
             kill_group(self._process.pid)
-            self._ended.wait(END_S)
+            if not self._ended.wait(END_S):
+                self.lost = self.lost or "its process was killed, but has not ended yet"
         self._close_pipes()
 
     def _close_pipes(self) -> None:

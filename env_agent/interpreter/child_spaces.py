@@ -42,11 +42,11 @@ def foreign(found: Any, root: str) -> list[tuple[str, str, str]]:
 
 
 def _is_foreign(kind: str) -> bool:
-    return kind.partition(".")[0] not in _LIBRARIES and not kind.endswith(_OF_CHILD)
+    return kind.partition(".")[0] not in _LIBRARIES and kind not in _OF_CHILD
 
 
 _LIBRARIES = ("gymnasium", "gym")
-_OF_CHILD = (".DictSpace", ".SpecSpace")  # of `child`, for PettingZoo and dm_env
+_OF_CHILD = ("gymwire_child.agents.DictSpace", "gymwire_child.dm_envs.SpecSpace")
 
 
 def _described(found: Any, root: str) -> Iterator[tuple[str, str, list[Any]]]:

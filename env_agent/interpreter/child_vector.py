@@ -20,8 +20,8 @@ from gymwire.env_agent.interpreter.child_process import ChildProcess
 from gymwire.protocol import generators, values
 
 Request = tuple[int, str | None, bool]
-"""How many environments a vector shall have, in which autoreset mode (None: any), and whether the
-class or factory is known to make vectors."""
+"""The number of environments, the autoreset mode (None: any), and whether the class or factory is
+known to make vectors."""
 ONE: Request = (1, None, False)
 MAX_NUM_ENVS = 1 << 20  # that a process may name: the batched spaces take memory for each
 _NUMBERS = (np.float64, np.bool_, np.bool_)  # of rewards, terminations and truncations
@@ -41,7 +41,7 @@ class OwnVector(ChildEnv):
         autoreset_mode: its mode as it declares it by an attribute, or None.
         config: the part of EnvPool's `config` that matters.
         is_registered: whether it is of the class that is registered with an id.
-        refused: what its maker raised when it was told the mode, as the process reports it.
+        refused: what its maker raised when it got the mode, as the process reports it.
     """
 
     kinds: ClassVar[tuple[str, ...]] = (VECTOR,)

@@ -26,7 +26,7 @@ from gymwire.protocol import remote_space, spaces, vector_infos
 from gymwire.protocol.messages import MULTI_AGENT, Call, EnvKind
 
 RunStep = Callable[[Any], Any]
-"""What executes a step: it gets the action, and returns what `Env.step` returned."""
+"""Executes a step: takes the action, and returns what `Env.step` returned."""
 
 
 class Runner:

@@ -54,10 +54,16 @@ def handle_signals() -> None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Let signals raise Interrupted only in the blocks within that are `waiting`, or at the end."""
+    """Delay Interrupted until this block ends, except in blocks that are `waiting`.
+
+    If the block raises, its exception ends the command, and the signal is dropped.
+    """
     _hold.is_on, _hold.received = True, 0
     try:
         yield
+    except BaseException:
+        _hold.received = 0
+        raise
     finally:
         _hold.is_on = False
     _raise_received()
@@ -83,8 +89,8 @@ def _raise_received() -> None:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     _hold.repeats = False
     for each in ending_signals():
-        is_repeated = each == HANGUP != signal.SIGTERM
-        signal.signal(each, signal.SIG_IGN if is_repeated else signal.SIG_DFL)
+        may_repeat = each == HANGUP != signal.SIGTERM  # Windows has SIGTERM in its place
+        signal.signal(each, signal.SIG_IGN if may_repeat else signal.SIG_DFL)
     if _hold.is_on:
         _hold.received = number
     elif _is_in_hook(frame):
@@ -130,7 +136,7 @@ def _send_again(number: int) -> None:
 def _send(number: int) -> None:
     """Let Python call the handler, and end a wait of the main thread, which may have just begun.
 
-    The signal itself must not be sent twice, because its second one ends the process.
+    The signal itself must not be sent twice, because a second one would end the process.
     """
     _thread.interrupt_main(signal.Signals(number))
     while _hold.repeats:

@@ -22,8 +22,8 @@ class ConnectionUse:
         thread: returns the thread, or None if it was dropped. A reference to it could be part of a
             circle: a thread may hold the last reference to a proxy.
         caller: what the call that is under way belongs to, if that is known.
-        ended: whose waits must end: a caller, or True for all; None: nobody's. AT_EXIT: all, and a
-            daemon thread stays where it is until the process ends.
+        ended: which waits must end. None: none. A caller: those of that caller. True: all. AT_EXIT:
+            all, but a daemon thread stops where it is until the process ends.
         left: what the thread has to do for sessions whose proxies do not use the connection
             anymore. Other threads may add to it, at any time.
     """

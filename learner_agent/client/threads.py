@@ -69,5 +69,5 @@ def stay() -> NoReturn:
     aborts if another thread writes a traceback while it closes stderr.
     """
     lock = threading.Lock()
-    while True:
+    while True:  # the second call waits
         lock.acquire()

@@ -156,9 +156,10 @@ def test_an_action_that_the_environment_rejects_brings_its_own_exception(broker:
         (1, "not NoneType", "not NoneType"),
         (2, r"2 values \(observation, info\), not 1\.", r"5 values .*, not 4\."),
         (3, "coroutine to await", "coroutine to await"),
-        (5, r"not 10 or more\.", r"not 10 or more\."),
+        (5, r"not count\.", r"not count\."),
+        (6, r"not ndarray\.", r"not dict\."),
     ],
-    ids=["nothing", "too few", "a coroutine", "without end"],
+    ids=["nothing", "too few", "a coroutine", "without end", "another container"],
 )
 def test_what_an_environment_must_return_is_said_if_it_returns_something_else(
     broker: str, kind: int, of_reset: str, of_step: str
