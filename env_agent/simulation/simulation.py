@@ -87,6 +87,12 @@ class Simulation:
         key: str | os.PathLike[str] | None = None,
         broker_key: str | os.PathLike[str] | None = None,
     ) -> None:
+        for name, space in (
+            ("observation_space", observation_space),
+            ("action_space", action_space),
+        ):
+            if not isinstance(space, Space):
+                raise ConfigurationError(f"{name} must be a gymnasium.Space, not {space!r:.100}.")
         self.observation_space = observation_space
         self.action_space = action_space
         if render is not None and not callable(render):

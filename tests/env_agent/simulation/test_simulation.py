@@ -446,6 +446,14 @@ def test_a_render_that_is_no_function_is_named(broker_url: str) -> None:
         Walker(broker_url, render=np.zeros((2, 2, 3)))
 
 
+def test_a_space_that_is_none_is_named() -> None:
+    wrong: Any = 3
+    for name in ("observation_space", "action_space"):
+        spaces: dict[str, Any] = {"observation_space": Discrete(2), "action_space": Discrete(2)}
+        with pytest.raises(ConfigurationError, match=f"^{name} must be a gymnasium.Space, not 3"):
+            Simulation("a", **{**spaces, name: wrong})
+
+
 def test_a_wait_for_a_learner_ends_when_an_operator_stops_the_simulation(broker_url: str) -> None:
     walker = Walker(broker_url)
     program = Learner(walker.simulation.wait_for_learner)
