@@ -58,10 +58,9 @@ if TYPE_CHECKING:
 OTHER_PATHS_EVERY = 64  # steps after which a session serves the paths that it does not use
 SMALL = 64 * 1024  # bytes of the largest request that the fast path sends
 REPORTED_S = 3.0  # an env agent reports a request by then if it executes it
-WAIT_ON = (
-    "Call it again with the same arguments to keep waiting, or call reset() to drop the result. "
-    "If it never ends, close() and make a new proxy."
-)
+WAIT_ON = "Call it again with the same arguments to keep waiting"
+DROP = ", or call reset() to drop the result"
+GIVE_UP = ". If it never ends, close() and make a new proxy."
 UNREPORTED = (
     " No report says that it is being executed: the environment may hold the interpreter's lock, "
     "or the path to the env agent may lose large packets (a wrong MTU)."
@@ -350,11 +349,12 @@ class RemoteSession:
         pending, in_step_s = self.exchange.pending, self.exchange.in_step_s
         verb = "request" if pending is None else verb_of(pending.kind)
         doing = "" if in_step_s is None else f" (it has been executing for {in_step_s:.0f} s)"
+        drop = "" if pending is not None and pending.kind == Kind.RESET else DROP
         advice = UNREPORTED if in_step_s is None and (timeout_s or 0.0) > REPORTED_S else ""
         advice = REPLACES if in_step_s is None and self.exchange.replaces_another else advice
         raise RequestTimeout(
             f"The {verb} at {self.open_msg.address!r} has not been "
-            f"answered within {timeout_s:g} s{doing}. {WAIT_ON}{advice}"
+            f"answered within {timeout_s:g} s{doing}. {WAIT_ON}{drop}{GIVE_UP}{advice}"
         )
 
     def _take(self, read: Callable[[Header, Data], T | Error]) -> T:

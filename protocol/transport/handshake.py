@@ -66,6 +66,7 @@ class Handshake:
         self._repeat_at = 0.0
         self._reason = ""  # why the broker has refused this side, since its last WELCOME
         self._is_denied = False  # whether ZeroMQ has given up
+        self._has_dialed = True  # whether this side has dialed since, not ZeroMQ at any time
 
     def connect(
         self,
@@ -158,14 +159,21 @@ class Handshake:
 
     def _read_events(self) -> list[LinkEvent]:
         if self._is_denied:  # in an earlier call
-            self._is_denied = False
-            self._link.dial_again()
+            self._dial_again()
         events = self._link.link_events()
         for event in events:
-            if event.denied:
+            if event.up:
+                self._has_dialed = False
+            elif event.denied and not self._has_dialed:
+                self._dial_again()  # the denial may be old, and the key be valid again
+            elif event.denied:
                 self._is_denied = True
                 raise self.refuse(self._denied(event.denied))
         return events
+
+    def _dial_again(self) -> None:
+        self._is_denied, self._has_dialed = False, True
+        self._link.dial_again()
 
     def refuse(self, error: GymwireError) -> GymwireError:
         """Note an error with which the broker refuses this side; return the first of them."""

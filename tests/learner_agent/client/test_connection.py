@@ -579,6 +579,20 @@ def test_a_closed_connection_says_so() -> None:
                 call()
 
 
+@pytest.mark.parametrize(("request_", "drops"), [(Reset(1), False), (Act(1), True)])
+def test_the_error_about_a_time_out_says_what_helps(request_: Message, drops: bool) -> None:
+    with Network() as network:
+        agent(network)
+        session = network.connection().open("cartpole")
+        session.request(Reset(1))
+        network.faults = Faults(drop=1.0)
+        with pytest.raises(
+            RequestTimeout, match=r"arguments to keep waiting.* make a new "
+        ) as caught:
+            session.request(request_, timeout_s=0.5)
+        assert ("or call reset() to drop the result" in str(caught.value)) is drops
+
+
 def test_a_session_that_is_closed_during_a_step_frees_its_slot_when_the_step_has_ended() -> None:
     with Network() as network:
         loop = agent(network)

@@ -180,6 +180,25 @@ def test_the_first_connection_is_not_reported_as_a_reconnection() -> None:
     assert len(link.hellos) == 1
 
 
+def test_a_denial_counts_if_this_side_has_dialed_since_its_last_connection() -> None:
+    link = Link()
+    handshake = link.handshake()
+    link.events = [UP]
+    assert link.connect(handshake)
+    denied = LinkEvent(False, 1, denied="it does not know this key")
+    link.events = [DOWN, denied]  # ZeroMQ has dialed, maybe long ago
+    assert handshake.watch(100.0) == [DOWN, denied]
+    assert link.dialed_again == 1
+    link.events = [denied]
+    with pytest.raises(Denied, match="it does not know this key"):
+        handshake.watch(101.0)
+    assert link.dialed_again == 1
+    assert handshake.watch(102.0) == []  # a later call
+    assert link.dialed_again == 2
+    link.events = [UP]
+    assert handshake.watch(103.0) == [UP]
+
+
 def test_hello_is_sent_over_each_new_connection_and_when_the_broker_asks() -> None:
     link = Link()
     handshake = link.handshake()
