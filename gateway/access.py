@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import Collection, Sequence
 from urllib.parse import parse_qs, urlsplit
 
+from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
@@ -23,6 +24,7 @@ from gymwire.protocol.address import is_local
 
 PUBLIC = ("/healthz", "/login")  # paths that need no token
 COOKIE = "gymwire"
+STREAM = "text/event-stream"
 TOKEN_PROTOCOL = "gymwire.token."
 _SAFE = ("GET", "HEAD")
 # Pages load nothing from elsewhere, and no page of another site shows them in a frame.
@@ -138,11 +140,11 @@ class Guard:
         request = HTTPConnection(scope)
         refusal = self._refusal(request)
         if refusal is None:
-            await self._app(scope, receive, _with_headers(send))
+            await self._app(scope, receive, _with_headers(request.scope, send))
         elif scope["type"] == "websocket":
             await WebSocket(scope, receive, send).send_denial_response(refusal)
         else:
-            await refusal(scope, receive, _with_headers(send))
+            await refusal(scope, receive, _with_headers(request.scope, send))
 
     def _refusal(self, request: HTTPConnection) -> Response | None:
         objection = self._access.objection(request)
@@ -165,9 +167,13 @@ def visitor_of(request: HTTPConnection) -> Visitor:
     return visitor
 
 
-def _with_headers(send: Send) -> Send:
+def _with_headers(scope: Scope, send: Send) -> Send:
+    """Return a `send` that adds the headers, and notes a stream of events for the web server."""
+
     async def send_more(message: Message) -> None:
         if message["type"] == "http.response.start":
+            if Headers(raw=message.get("headers", [])).get("content-type", "").startswith(STREAM):
+                scope["gymwire.stream"] = True
             message["headers"] = [*message.get("headers", ()), *_HEADERS]
         await send(message)
 

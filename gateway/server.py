@@ -17,9 +17,10 @@ from typing import Any
 import h11
 import structlog
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.server import Server as UvicornServer
 from websockets.frames import Frame
 
 from gymwire.protocol.codec import MAX_MESSAGE
@@ -91,6 +92,20 @@ class _Http(H11Protocol):
         else:
             super().handle_websocket_upgrade(event)
 
+    def shutdown(self) -> None:
+        """Let the answer under way end; a stream, which has no end of its own, ends at once."""
+        if self._is_streaming:
+            assert self.cycle is not None
+            self.transport.write(self.conn.send(h11.EndOfMessage()))
+            # The application reads that its client has gone, and nothing that it still sends is
+            # written.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            self.flow.resume_writing()
+            self.transport.close()
+        else:
+            super().shutdown()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Expect no more requests."""
         self._forget()
@@ -100,6 +115,15 @@ class _Http(H11Protocol):
     def has_token(self) -> bool:
         """Whether the last request had a valid token."""
         return self.cycle is not None and self.cycle.scope.get("gymwire.visitor") is not None
+
+    @property
+    def _is_streaming(self) -> bool:
+        return (
+            self.cycle is not None
+            and not (self.cycle.response_complete or self.cycle.disconnected)
+            and self.cycle.scope["method"] == "GET"  # the answer to a POST ends by itself
+            and "gymwire.stream" in self.cycle.scope
+        )
 
     def _forget(self) -> None:
         self._timer.cancel()
@@ -152,6 +176,36 @@ class Strangers:
         self._connections.pop(connection, None)
 
 
+class Server(UvicornServer):
+    """A web server that ends without errors, at the latest STOP_S after it was stopped."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End all connections, and drop what has not ended after STOP_S."""
+        dropping = asyncio.get_running_loop().call_later(STOP_S, self._drop)
+        await super().shutdown(sockets)
+        dropping.cancel()
+
+    def _drop(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        for task in self.server_state.tasks:
+            task.cancel()
+        self.server_state.tasks.clear()  # one may wait for a thread that never ends
+
+
+def _cancellable(app: ASGIApp) -> ASGIApp:
+    """Return the application, with requests that may be cancelled: uvicorn reports that."""
+
+    async def handle(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await app(scope, receive, send)
+        except asyncio.CancelledError:
+            if scope["type"] == "lifespan":
+                raise
+
+    return handle
+
+
 class _Log(logging.Handler):
     """Writes what uvicorn reports to the log of gymwire."""
 
@@ -195,7 +249,7 @@ def configuration(
     """Return how uvicorn serves the application."""
     most = min(MAX_STRANGERS, open_files.most() // FILES_PER_STRANGER)
     return uvicorn.Config(
-        app,
+        _cancellable(app),
         http=partial(_Http, strangers=Strangers(most)),  # type: ignore[arg-type]
         loop="asyncio",
         ws=_WebSocket,
@@ -207,7 +261,6 @@ def configuration(
         log_level=logging.ERROR,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=int(STOP_S),
     )
 
 
@@ -216,7 +269,7 @@ def run(app: ASGIApp, listener: socket.socket) -> None:
     logger = logging.getLogger("uvicorn")
     logger.addHandler(_Log(logging.ERROR))
     logger.propagate = False
-    server = uvicorn.Server(configuration(app))
+    server = Server(configuration(app))
     # uvicorn handles SIGINT and SIGTERM, and raises them again when it has ended.
     for number in ending_signals():
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))

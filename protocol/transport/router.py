@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import secrets
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
@@ -34,7 +35,7 @@ from gymwire.protocol.transport.interface import (
     Waitable,
 )
 from gymwire.protocol.transport.monitor import Monitor
-from gymwire.protocol.transport.open_files import allow_more
+from gymwire.protocol.transport.open_files import Watch, allow_more
 from gymwire.protocol.transport.polling import EVENTS, POLLIN
 
 # Plain integers: pyzmq's flags are slow to combine for each frame.
@@ -145,6 +146,7 @@ class Router:
             socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         self._socket = socket
         self._bare = cast(Any, socket)
+        self._files = Watch()
         self._backlogs = Backlogs()
         self._inflow = Inflow(2 * max_message)
         self._suspects = self._inflow.suspects
@@ -286,12 +288,13 @@ class Router:
         """Return the connections made and lost since the last call.
 
         Close those that deliver bytes without end, but no complete message, and those whose other
-        end is gone.
+        end is gone. Warn if no more can be accepted.
         """
         events = self._monitor.events()
         for event in events:
             self._inflow.note(event)
         self._inflow.close_overfull()
+        self._files.check(time.monotonic())
         return events
 
     def has_failed(self) -> bool:

@@ -9,6 +9,8 @@ import pytest
 
 pytest.importorskip("starlette", reason="needs the extra gymwire[web]")
 
+from websockets.exceptions import ConnectionClosedError
+from websockets.frames import CloseCode
 from websockets.sync.client import connect
 
 from tests.gateway.sockets import gateway, until
@@ -36,3 +38,8 @@ def test_a_step_that_never_returns_does_not_keep_the_gateway(programs: Programs)
             until(lambda: is_in_step(events.readline()))
         program.process.terminate()
         assert program.wait() == 0
+        with pytest.raises(ConnectionClosedError) as closed:
+            socket.recv(PATIENCE_S)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == CloseCode.SERVICE_RESTART
+    assert not [line for line in program.output if '"error"' in line or "Traceback" in line]

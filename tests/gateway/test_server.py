@@ -20,9 +20,12 @@ def test_a_signal_ends_the_gateway(programs: Programs, number: signal.Signals) -
     url = gateway.wait_for("gateway listening")["url"]
     with urllib.request.urlopen(f"{url}/healthz") as answer:
         assert answer.status == 200
-    gateway.process.send_signal(number)
+    with urllib.request.urlopen(f"{url}/events") as events:
+        gateway.process.send_signal(number)
+        events.read()  # IncompleteRead if it is cut off
     assert gateway.wait() == 0
     gateway.wait_for("gateway stopped")
+    assert not [line for line in gateway.output if '"error"' in line or "Traceback" in line]
 
 
 def test_a_port_in_use_is_one_clear_error(

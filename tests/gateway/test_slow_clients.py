@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
 pytest.importorskip("starlette", reason="needs the extra gymwire[web]")
 
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
+from uvicorn.lifespan.off import LifespanOff
 from uvicorn.server import ServerState
 
 from gymwire.gateway import server
-from gymwire.gateway.server import ANSWER_S, CHECK_EVERY_S, REQUEST_S, configuration
+from gymwire.gateway.server import (
+    ANSWER_S,
+    CHECK_EVERY_S,
+    REQUEST_S,
+    STOP_S,
+    Server,
+    configuration,
+)
 from gymwire.gateway.tokens import Visitor
 from gymwire.protocol.transport import kernel, open_files
 
@@ -136,11 +144,20 @@ def connect(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer; with the method POST only after an hour."""
+    """Answer; with the method POST only after an hour, and at /stream without end."""
     scope["gymwire.visitor"] = Visitor("alice") if scope.get("method") == "HEAD" else None
+    if scope["path"] == "/stream":
+        scope["gymwire.stream"] = True
+        await StreamingResponse(forever())(scope, receive, send)
     if scope.get("method") == "POST":
         await asyncio.sleep(3600)
     await PlainTextResponse("x" * 10_000)(scope, receive, send)
+
+
+async def forever() -> AsyncIterator[str]:
+    while True:
+        yield "x" * 10_000
+        await asyncio.sleep(0)
 
 
 def test_a_client_that_sends_no_request_is_cut_off(loop: Loop, connect: Connect) -> None:
@@ -209,3 +226,24 @@ def test_a_client_that_has_not_read_its_answers_gets_no_websocket(
     loop.turn()
     assert client.unsent
     assert client.is_cut_off
+
+
+@pytest.mark.parametrize(
+    "request_", [GET.replace(b"GET", b"POST"), GET.replace(b"GET /", b"GET /stream")]
+)
+def test_a_server_that_stops_drops_what_does_not_end(
+    loop: Loop, connect: Connect, caplog: pytest.LogCaptureFixture, request_: bytes
+) -> None:
+    client = connect()
+    client.protocol.data_received(request_)
+    loop.turn()
+    stopped = Server(client.protocol.config)
+    stopped.server_state, stopped.servers = client.protocol.server_state, []
+    stopped.lifespan = LifespanOff(stopped.config)
+    stopping = loop.create_task(stopped.shutdown())
+    loop.turn()
+    loop.pass_time(STOP_S)
+    assert client.is_cut_off
+    loop.pass_time(CHECK_EVERY_S)
+    assert stopping.done()
+    assert not caplog.records

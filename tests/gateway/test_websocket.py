@@ -303,7 +303,7 @@ def served(broker: str) -> Iterator[tuple[str, uvicorn.Server]]:
     listener = server.listen("127.0.0.1", 0)
     gate = Gateway(broker, None, Access((), Visitor("local")))
     config = server.configuration(make_app(gate, DOORS), ping_interval_s=0.05, ping_timeout_s=0.2)
-    running = uvicorn.Server(config)
+    running = server.Server(config)
     thread = threading.Thread(target=asyncio.run, args=(running.serve([listener]),))
     thread.start()
     try:
