@@ -157,7 +157,8 @@ class HostedVector(_Vector):
         try:
             self._observations = self._batched(found)
         except Exception:
-            self._check_observations(terminations | truncations if is_same_step else waiting)
+            was_reset = (terminations | truncations).tolist() if is_same_step else waiting
+            self._check_observations(was_reset)
             raise
         self._autoreset_envs = terminations | truncations
         return self._observations, rewards.copy(), terminations.copy(), truncations.copy(), infos
@@ -170,11 +171,11 @@ class HostedVector(_Vector):
             self._check_observations([True] * self.num_envs)
             raise
 
-    def _check_observations(self, are_of_reset: Sequence[bool]) -> None:
+    def _check_observations(self, was_reset: Sequence[bool]) -> None:
         for i, one in enumerate(self._env_obs):  # `i`: see `step`
-            if one is None and are_of_reset[i]:
+            if one is None and was_reset[i]:
                 continue  # as before the first reset; `_CheckedResets` checks later ones
-            method = "reset" if are_of_reset[i] else "step"
+            method = "reset" if was_reset[i] else "step"
             check_observation(one, self.single_observation_space, method)
 
     def _batched(self, found: list[Any]) -> Any:

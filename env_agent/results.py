@@ -79,7 +79,7 @@ def check_observation(
     `name`: what the text calls the observation.
     """
     if isinstance(space, Dict | Tuple):
-        keys = list(space) if isinstance(space, Dict) else list(range(len(space)))
+        keys: list[Any] = list(space if isinstance(space, Dict) else range(len(space)))
         try:
             parts = [observation[key] for key in keys]
         except Exception:  # noqa: BLE001 - the observation may be an object of any class
@@ -101,7 +101,9 @@ def _check_array(observation: Any, space: Space[Any], expected: str) -> None:
     if array.shape != space.shape:
         form = f" of shape {array.shape}" if array.shape else ""
         raise WrongResult(f"{expected} shape {space.shape}, not {observation!r:.100}{form}.")
-    if not np.can_cast(array.dtype, space.dtype, "same_kind"):  # the rule of `numpy.stack`
+    if not np.can_cast(
+        array.dtype, space.dtype or object, "same_kind"
+    ):  # the rule of `numpy.stack`
         raise WrongResult(
             f"{expected} dtype {space.dtype}, not {observation!r:.100} of dtype {array.dtype}."
         )

@@ -199,8 +199,17 @@ class Wrong(Env):
 
 
 THREE, TWO = np.zeros(3, np.float32), np.zeros(2, np.float32)
-RIGHT, ENDED = (THREE, 1.0, False, False, {}), (THREE, 1.0, True, False, {})
-START = (THREE, {})
+RIGHT: Any = (THREE, 1.0, False, False, {})
+ENDED: Any = (THREE, 1.0, True, False, {})
+START: Any = (THREE, {})
+FLAGS: list[tuple[Any, Any, str]] = [
+    (TWO, False, "terminated, not array"),
+    (None, False, "terminated, not None"),
+    (False, None, "truncated, not None"),
+    (False, "no", "truncated, not 'no'"),
+    ("", False, "terminated, not ''"),
+    (False, {}, "truncated, not {}"),
+]
 NUMBER, FLAG = "^step.* must return a number as the reward, not ", "must return True or False as "
 SHAPE = r"must return observations of shape \(3,\), not "
 
@@ -220,8 +229,7 @@ def _named(
 
     with pytest.raises((ValueError, TypeError), match=said) as caught:
         play()
-    report = failure_reports.request_failed(caught.value, vector)
-    details = report.details
+    details = failure_reports.request_failed(caught.value, vector).details
     assert (details["env_index"], details["type"]) in [(1, "ValueError"), (1, "TypeError")]
 
 
@@ -245,15 +253,8 @@ def _named(
             ]
         ),
         *(
-            ((THREE, 1.0, *flags, {}), FLAG + said)
-            for flags, said in [
-                ((TWO, False), "terminated, not array"),
-                ((None, False), "terminated, not None"),
-                ((False, None), "truncated, not None"),
-                ((False, "no"), "truncated, not 'no'"),
-                (("", False), "terminated, not ''"),
-                ((False, {}), "truncated, not {}"),
-            ]
+            ((THREE, 1.0, terminated, truncated, {}), FLAG + said)
+            for terminated, truncated, said in FLAGS
         ),
         *(
             ((THREE, 1.0, False, False, info), f"must return a dict as the info, not {said}")
@@ -322,7 +323,7 @@ def test_what_a_reset_returned_wrong_is_named(
     ],
 )
 def test_the_wrong_part_of_an_observation_is_named(space: Space[Any], seen: Any, said: str) -> None:
-    start = space.sample(), {}
+    start: Any = (space.sample(), {})
     right = Wrong([start], (start[0], 1.0, False, False, {}), space)
     _named(Wrong([start], (seen, 1.0, False, False, {}), space), right, MODE, said, None)
 
@@ -336,13 +337,11 @@ def test_the_wrong_part_of_an_observation_is_named(space: Space[Any], seen: Any,
     ],
 )
 def test_unusual_results_are_accepted_as_by_gymnasium(result: Any) -> None:
-    vectors: list[Any] = [
-        kind([partial(Wrong, [(THREE, UserDict(b=2))], result)] * 2, autoreset_mode=MODE)
-        if kind is SyncVectorEnv
-        else HostedVector([partial(Wrong, [(THREE, UserDict(b=2))], result)] * 2, MODE)
-        for kind in (SyncVectorEnv, HostedVector)
-    ]
-    theirs, ours = ([one.reset(), one.step(np.zeros(2, np.int64))] for one in vectors)
+    makers = [partial(Wrong, [(THREE, UserDict(b=2))], result)] * 2
+    vectors: list[Any] = [SyncVectorEnv(makers, autoreset_mode=MODE), HostedVector(makers, MODE)]
+    theirs, ours = (
+        copy.deepcopy([one.reset(), one.step(np.zeros(2, np.int64))]) for one in vectors
+    )
     assert_same(ours, theirs)
 
 
