@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium import Env, Space
 from gymnasium.spaces import Box, MultiBinary, MultiDiscrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from gymnasium.vector.utils import concatenate
+from gymnasium.vector.utils import concatenate, iterate
 
 from gymwire.env_agent import known_spaces
 from gymwire.env_agent.bounded_cache import BoundedCache
 from gymwire.env_agent.closing import close_all, closed_on_error
-from gymwire.env_agent.results import check_observation, check_step
+from gymwire.env_agent.results import check_observation, check_reset, check_step
 from gymwire.env_agent.space_watch import SpaceWatch
 from gymwire.protocol import spaces, vector_infos
 
@@ -24,6 +24,11 @@ MAX_ENVS = 16  # of one: a pattern has buffers for them all
 _ARRAYS = (Box, MultiBinary, MultiDiscrete)  # the spaces of arrays, and of batches of scalars
 # Before Python 3.12, looking an enum member up takes 0.1 µs and more.
 _SAME_STEP, _DISABLED = AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
+# The usual types of rewards and flags. NumPy takes more, such as None and text.
+_NUMBERS = frozenset(
+    {bool, int, float, np.bool_}
+    | {np.dtype(code).type for code in np.typecodes["AllInteger"] + np.typecodes["Float"]}
+)
 
 # What the constructor sets that follows from the spaces and the number of environments. To batch
 # the spaces takes much longer than to make most environments.
@@ -91,7 +96,7 @@ class HostedVector(_Vector):
                 self.single_observation_space = first.observation_space
             for env in self.envs:
                 # A step resets environments, too, and must not take longer for this check.
-                object.__setattr__(env, "reset", SpaceWatch(env).reset)
+                object.__setattr__(env, "reset", _CheckedResets(env).reset)
 
     def close_extras(self, **_: Any) -> None:
         """Close the environments as `close_all` does."""
@@ -100,24 +105,28 @@ class HostedVector(_Vector):
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step as SyncVectorEnv does, with less work around the steps of the environments."""
         mode, waiting = self.autoreset_mode, self._autoreset_envs.tolist()
+        each: Iterable[Any]
         if (
             type(self.action_space) not in _ARRAYS
             or type(actions) is not np.ndarray
             or not actions.ndim
             or len(actions) != self.num_envs
-            or (mode is _DISABLED and True in waiting)
         ):
-            return super().step(actions)
+            pairs = zip(iterate(self.action_space, actions), self.envs, strict=True)
+            each = (action for action, _ in pairs)
+        else:
+            # Thousands of sessions have one environment each: an array iterator takes long for one.
+            each = (actions[0],) if self.num_envs == 1 else actions
         is_same_step, envs = mode is _SAME_STEP, self.envs
         rewards, terminations, truncations = self._rewards, self._terminations, self._truncations
         found: list[Any] = self._env_obs
         infos: dict[str, Any] = {}
-        # Thousands of sessions have one environment each: an array iterator takes long for one.
-        each = (actions[0],) if self.num_envs == 1 else actions
         # `i`, as in SyncVectorEnv: `failure_reports` reads it.
         for i, action in enumerate(each):
             env = envs[i]
             if waiting[i] and not is_same_step:
+                if mode is _DISABLED:
+                    raise AssertionError(f"{self._autoreset_envs=}")  # as SyncVectorEnv does
                 found[i], info = env.reset()
                 rewards[i], terminations[i], truncations[i] = 0.0, False, False
             else:
@@ -126,10 +135,15 @@ class HostedVector(_Vector):
                     found[i], reward, terminated, truncated, info = result
                     rewards[i], terminations[i], truncations[i] = reward, terminated, truncated
                 except Exception:
-                    check_step(result, self.single_observation_space)
+                    check_step(result)
                     raise
-                if reward is None:  # NumPy takes it for NaN
-                    check_step(result, self.single_observation_space)
+                if not (
+                    type(reward) in _NUMBERS
+                    and type(terminated) in _NUMBERS
+                    and type(truncated) in _NUMBERS
+                    and type(info) is dict
+                ):
+                    check_step(result)
                 if (
                     is_same_step
                     and not (terminated is False and truncated is False)  # the usual case
@@ -143,23 +157,26 @@ class HostedVector(_Vector):
         try:
             self._observations = self._batched(found)
         except Exception:
-            self._check_observations("step")
+            was_reset = (terminations | truncations).tolist() if is_same_step else waiting
+            self._check_observations(was_reset)
             raise
         self._autoreset_envs = terminations | truncations
         return self._observations, rewards.copy(), terminations.copy(), truncations.copy(), infos
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> Any:
-        """Reset as SyncVectorEnv does. Raises WrongResult for observations of a wrong shape."""
+        """Reset as SyncVectorEnv does. Raises WrongResult for what cannot be batched."""
         try:
             return super().reset(seed=seed, options=options)
         except Exception:
-            self._check_observations("reset")
+            self._check_observations([True] * self.num_envs)
             raise
 
-    def _check_observations(self, method: str) -> None:
-        for i in range(self.num_envs):  # `i`: see `step`
-            if self._env_obs[i] is not None:  # as before the first reset
-                check_observation(self._env_obs[i], self.single_observation_space, method)
+    def _check_observations(self, was_reset: Sequence[bool]) -> None:
+        for i, one in enumerate(self._env_obs):  # `i`: see `step`
+            if one is None and was_reset[i]:
+                continue  # as before the first reset; `_CheckedResets` checks later ones
+            method = "reset" if was_reset[i] else "step"
+            check_observation(one, self.single_observation_space, method)
 
     def _batched(self, found: list[Any]) -> Any:
         """Return these observations in the vector's own buffers, as `concatenate` does."""
@@ -221,6 +238,22 @@ class HostedVector(_Vector):
         for i in np.flatnonzero(mask).tolist():
             objects[i] = originals[i] if i in originals else vector_infos.item(values, i)
         return objects
+
+
+class _CheckedResets(SpaceWatch):
+    """A SpaceWatch that also checks what `reset` returns."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        """Reset the environment. Raises RuntimeError, and what `check_reset` raises."""
+        result = super().reset(**kwargs)
+        try:
+            observation, info = result
+            is_usual = observation is not None and type(info) is dict
+        except Exception:  # noqa: BLE001 - the result may be an object of any class
+            is_usual = False
+        if not is_usual:
+            check_reset(result, self._env.observation_space)
+        return result
 
 
 def _store(array: Any, index: int, value: Any) -> bool:

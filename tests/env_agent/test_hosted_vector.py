@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict, UserDict
+from fractions import Fraction
 from functools import partial
 from itertools import product
 from typing import Any
@@ -11,7 +13,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import Space
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, Tuple
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from gymwire.env_agent import failure_reports, hosted_vector
@@ -183,48 +185,164 @@ def test_a_vector_that_would_be_too_large_is_refused_after_its_first_environment
 
 
 class Wrong(Env):
-    """Returns what it is told to, from `reset` and then from `step`."""
+    """Returns what it is told to, from `reset` and then from `step`; `start`: from each reset."""
 
-    def __init__(self, start: Any, result: Any) -> None:
-        super().__init__(Box(0.0, 1.0, (3,)))
-        self.start, self.result = start, result
+    def __init__(self, start: Any, result: Any, space: Space[Any] | None = None) -> None:
+        super().__init__(space or Box(0.0, 1.0, (3,)))
+        self.starts, self.result = iter(start), result
 
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, Any]:
-        return self.start, {}
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return next(self.starts)
 
     def step(self, action: Any) -> Any:
         return self.result
 
 
 THREE, TWO = np.zeros(3, np.float32), np.zeros(2, np.float32)
+RIGHT: Any = (THREE, 1.0, False, False, {})
+ENDED: Any = (THREE, 1.0, True, False, {})
+START: Any = (THREE, {})
+FLAGS: list[tuple[Any, Any, str]] = [
+    (TWO, False, "terminated, not array"),
+    (None, False, "terminated, not None"),
+    (False, None, "truncated, not None"),
+    (False, "no", "truncated, not 'no'"),
+    ("", False, "terminated, not ''"),
+    (False, {}, "truncated, not {}"),
+]
+NUMBER, FLAG = "^step.* must return a number as the reward, not ", "must return True or False as "
+SHAPE = r"must return observations of shape \(3,\), not "
 
 
-@pytest.mark.parametrize(
-    ("start", "result", "said"),
-    [
-        (THREE, (THREE, "x", False, False, {}), "a number as the reward, not 'x'"),
-        (THREE, (THREE, None, False, False, {}), "a number as the reward, not None"),
-        (THREE, (THREE, TWO, False, False, {}), r"a number as the reward, not array"),
-        (THREE, (THREE, 1.0, TWO, False, {}), "True or False as terminated, not array"),
-        (THREE, (THREE, 1.0, False, {}), "5 values .*, not 4"),
-        (THREE, (TWO, 1.0, False, False, {}), r"of shape \(3,\), not array.* of shape \(2,\)"),
-        (THREE, ([[1, 2], [3]], 1.0, False, False, {}), r"shape \(3,\), not \[\[1, 2\], \[3\]\]"),
-        (TWO, None, r"^reset.* of shape \(3,\), not array.* of shape \(2,\)"),
-    ],
-)
-def test_what_an_environment_returned_wrong_is_named(start: Any, result: Any, said: str) -> None:
-    right = partial(Wrong, THREE, (THREE, 1.0, False, False, {}))
-    vector = HostedVector([right, partial(Wrong, start, result)], MODE)
+def _named(
+    wrong: Wrong, right: Wrong, mode: AutoresetMode, said: str, actions: Space[Any] | None
+) -> None:
+    envs = [right, wrong]
+    for env in envs:
+        env.action_space = actions or env.action_space
+    vector = HostedVector([lambda env=env: env for env in envs], mode)  # type: ignore[misc]
 
     def play() -> None:
         vector.reset()
-        vector.step(np.zeros(2, np.int64))
+        for _ in range(2):
+            vector.step(vector.action_space.sample())
 
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises((ValueError, TypeError), match=said) as caught:
         play()
-    report = failure_reports.request_failed(caught.value, vector)
-    found = [report.details[name] for name in ("type", "env_index", "traceback")]
-    assert found == ["ValueError", 1, ""]
+    details = failure_reports.request_failed(caught.value, vector).details
+    assert (details["env_index"], details["type"]) in [(1, "ValueError"), (1, "TypeError")]
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        *(
+            ((THREE, reward, False, False, {}), f"{NUMBER}{begin}")
+            for reward, begin in [
+                ("x", "'x'"),
+                ("1", "'1'"),
+                (b"1", "b'1'"),
+                (None, "None"),
+                (TWO, "array"),
+                ([1.0], r"\[1\.0\]"),
+                (object(), "<object"),
+                (10**400, "1000"),
+                (1j, "1j"),
+                ({"a": 1}, "{'a': 1}"),
+            ]
+        ),
+        *(
+            ((THREE, 1.0, terminated, truncated, {}), FLAG + said)
+            for terminated, truncated, said in FLAGS
+        ),
+        *(
+            ((THREE, 1.0, False, False, info), f"must return a dict as the info, not {said}")
+            for info, said in [([1], r"\[1\]"), ([], r"\[\]"), (None, "None")]
+        ),
+        ((THREE, 1.0, False, {}), "5 values .*, not 4"),
+        (None, "5 values .*, not NoneType"),
+        *(
+            ((seen, 1.0, False, False, {}), f"^step.*{SHAPE}{said}")
+            for seen, said in [
+                (TWO, r"array.* of shape \(2,\)"),
+                ([[1, 2], [3]], r"\[\[1, 2\], \[3\]\]"),
+                (None, r"None\.$"),
+                (object(), "<object"),
+                ("abc", "'abc'"),
+            ]
+        ),
+        ((THREE + 1j, 1.0, False, False, {}), "of dtype float32, not array.* of dtype complex64"),
+    ],
+)
+@pytest.mark.parametrize("actions", [None, Dict(a=Discrete(2))], ids=["array", "dict"])
+def test_what_a_step_returned_wrong_is_named(
+    mode: AutoresetMode, result: Any, said: str, actions: Space[Any] | None
+) -> None:
+    _named(Wrong([START], result), Wrong([START] * 3, RIGHT), mode, said, actions)
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        ((TWO, {}), rf"^reset.*{SHAPE}array.* of shape \(2,\)"),
+        ((None, {}), f"^reset.*{SHAPE}None"),
+        ((object(), {}), f"^reset.*{SHAPE}<object"),
+        ((THREE, [1]), r"^reset.* must return a dict as the info, not \[1\]"),
+        ((THREE, None), "^reset.* must return a dict as the info, not None"),
+        (None, "^reset.* must return 2 values .*, not NoneType"),
+        ((THREE,), "^reset.* must return 2 values .*, not 1"),
+    ],
+)
+@pytest.mark.parametrize("before", [0, 1])
+def test_what_a_reset_returned_wrong_is_named(
+    mode: AutoresetMode, start: Any, said: str, before: int
+) -> None:
+    """`before`: the number of resets that were right."""
+    wrong = Wrong([*[START] * before, start], ENDED)
+    _named(wrong, Wrong([START] * 3, RIGHT), mode, said, None)
+
+
+@pytest.mark.parametrize(
+    ("space", "seen", "said"),
+    [
+        (Discrete(3), 1.5, r"observations of dtype int64, not 1.5 of dtype float64"),
+        (Discrete(3), None, r"observations of dtype int64, not None of dtype object"),
+        (Dict(a=Discrete(3)), {}, r"a dict with the keys \['a'\] as observations, not {}"),
+        (
+            Dict(a=Tuple([Discrete(3), Box(0, 1, (3,))])),
+            {"a": (1, TWO)},
+            r"observations\['a'\]\[1\] of shape \(3,\), not array",
+        ),
+        (
+            Dict(a=Tuple([Discrete(3), Discrete(3)])),
+            {"a": (1,)},
+            r"a tuple with the indices \[0, 1\] as observations\['a'\], not \(1,\)",
+        ),
+    ],
+)
+def test_the_wrong_part_of_an_observation_is_named(space: Space[Any], seen: Any, said: str) -> None:
+    start: Any = (space.sample(), {})
+    right = Wrong([start], (start[0], 1.0, False, False, {}), space)
+    _named(Wrong([start], (seen, 1.0, False, False, {}), space), right, MODE, said, None)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        (THREE, Fraction(1, 4), 0, np.True_, UserDict(a=1)),
+        [THREE.tolist(), np.array(0.25), np.array(False), 1.0, OrderedDict()],
+        (THREE, np.float16(0.5), np.int8(0), np.uint8(1), {}),
+    ],
+)
+def test_unusual_results_are_accepted_as_by_gymnasium(result: Any) -> None:
+    makers = [partial(Wrong, [(THREE, UserDict(b=2))], result)] * 2
+    vectors: list[Any] = [SyncVectorEnv(makers, autoreset_mode=MODE), HostedVector(makers, MODE)]
+    theirs, ours = (
+        copy.deepcopy([one.reset(), one.step(np.zeros(2, np.int64))]) for one in vectors
+    )
+    assert_same(ours, theirs)
 
 
 def test_an_error_of_an_environments_own_step_stays_as_it_is() -> None:
@@ -232,7 +350,7 @@ def test_an_error_of_an_environments_own_step_stays_as_it_is() -> None:
         def step(self, action: Any) -> Any:
             raise ValueError("the arm is stuck")
 
-    vector = HostedVector([partial(Failing, THREE, None)] * 2, MODE)
+    vector = HostedVector([partial(Failing, [START], None)] * 2, MODE)
     vector.reset()
     with pytest.raises(ValueError, match=r"^the arm is stuck$"):
         vector.step(np.zeros(2, np.int64))
