@@ -101,9 +101,8 @@ def _check_array(observation: Any, space: Space[Any], expected: str) -> None:
     if array.shape != space.shape:
         form = f" of shape {array.shape}" if array.shape else ""
         raise WrongResult(f"{expected} shape {space.shape}, not {observation!r:.100}{form}.")
-    if not np.can_cast(
-        array.dtype, space.dtype or object, "same_kind"
-    ):  # the rule of `numpy.stack`
+    # As `numpy.stack` does:
+    if not np.can_cast(array.dtype, space.dtype or object, "same_kind"):
         raise WrongResult(
             f"{expected} dtype {space.dtype}, not {observation!r:.100} of dtype {array.dtype}."
         )
