@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gymwire.protocol.named_tuples import named_type, rebuild
+from gymwire.protocol.named_tuples import count_type, named_type, rebuild
 
 
 class Converted:
@@ -40,12 +40,14 @@ class Converter:
 
     Attributes:
         conversions: (path, type, what it became) of each value that was converted.
+        types: those of the named tuples among the values.
     """
 
     def __init__(self, *, only_tensors: bool, extended: bool) -> None:
         self.only_tensors = only_tensors
         self.extended = extended
         self.conversions: list[tuple[str, str, str]] = []
+        self.types: set[Any] = set()
 
     def convert(self, value: Any, path: str, walk: Callable[[Any, str], Any]) -> Any:
         """Return the converted value, or `value` itself if there is no conversion.
@@ -88,6 +90,7 @@ class Converter:
                 return "tuple", tuple(value), None
             name, fields = kind.__name__, tuple(kind._fields)
             named_type(name, fields)
+            count_type(self.types, name, fields)
             return "named tuple", list(value), lambda items: rebuild(name, fields, items)
         return "", None, None
 

@@ -13,7 +13,7 @@ from gymnasium.spaces import GraphInstance
 from gymwire.protocol.arrays import MAX_DIMS, MAX_EMPTY, SCALARS, TIMES, dtype_to_text, empty_size
 from gymwire.protocol.conversions import Converter
 from gymwire.protocol.crowding import is_crowded
-from gymwire.protocol.named_tuples import is_rebuilt
+from gymwire.protocol.named_tuples import MAX_TYPES, count_type, is_rebuilt
 from gymwire.protocol.value_limits import (
     CROWDED,
     MAX_INT_BYTES,
@@ -204,6 +204,7 @@ class _Replacer:
         self._above: list[int] = []
         self._converter = converter
         self._extended = converter is None or converter.extended
+        self._types: set[Any] = set() if converter is None else converter.types
 
     def _opaque(self, value: object, path: str, fault: str) -> Opaque:
         self.faults.append(Fault(path, fault))
@@ -222,6 +223,8 @@ class _Replacer:
         fault = _name_fault_of_keys(value) if kind is dict or kind is OrderedDict else None
         if has_objects:
             fault = _name_fault_of_shape(value)
+        if is_rebuilt(kind):
+            fault = self._count(kind)
         if len(self._above) >= MAX_DEPTH:
             fault = f"is nested deeper than {MAX_DEPTH} levels"
         if fault is not None:
@@ -231,6 +234,17 @@ class _Replacer:
             return self._walk_items(value, path) if is_container else self._convert(value, path)
         finally:
             self._above.pop()
+
+    def _count(self, kind: type[Any]) -> str | None:
+        """Count a type of named tuples; return what is wrong if there are too many."""
+        try:
+            count_type(self._types, kind.__name__, kind._fields)
+        except ValueError:
+            return (
+                f"is a {kind.__name__}, and there are more than {MAX_TYPES} types of named tuples, "
+                f"the maximum of a message"
+            )
+        return None
 
     def _convert(self, value: Any, path: str) -> Any:
         assert self._converter is not None

@@ -63,6 +63,14 @@ def rebuild(name: str, fields: tuple[str, ...], items: Sequence[Any]) -> Any:
     return named_type(name, fields)(*items)
 
 
+def count_type(types: set[Any], name: Any, fields: Iterable[Any]) -> None:
+    """Add a type to those of a message. Raises ValueError if they would be more than MAX_TYPES."""
+    names = (name, *fields)
+    if names not in types and len(types) >= MAX_TYPES:
+        raise ValueError(f"a message has more than {MAX_TYPES} types of named tuples")
+    types.add(names)
+
+
 @lru_cache(256)
 def named_type(name: str, fields: tuple[str, ...]) -> type[Any]:
     """Return the type with this name and these fields. Raises ValueError for impossible names."""

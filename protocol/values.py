@@ -52,7 +52,7 @@ from gymwire.protocol.arrays import (
 from gymwire.protocol.conversions import Converter
 from gymwire.protocol.errors import DecodingError, EncodingError
 from gymwire.protocol.faults import CONTAINERS, MAX_DEPTH, Fault, Opaque, find_faults, is_encodable
-from gymwire.protocol.named_tuples import MAX_TYPES, is_rebuilt, rebuild
+from gymwire.protocol.named_tuples import count_type, is_rebuilt, rebuild
 from gymwire.protocol.outside_exceptions import is_from_outside
 from gymwire.protocol.value_limits import (
     COUNT_ABOVE,
@@ -96,13 +96,19 @@ def _extension(code: int, data: bytes) -> msgpack.ExtType:
     return tuple.__new__(msgpack.ExtType, (code, data))
 
 
-def _pack(value: object, tail: Tail | None, extended: bool, depth: int = 0) -> bytes:
-    packer = msgpack.Packer(default=partial(_extend, tail, extended, depth), strict_types=True)
+def _pack(
+    value: object, tail: Tail | None, extended: bool, types: set[Any], depth: int = 0
+) -> bytes:
+    """Return the bytes of a value, and add its types of named tuples to `types`."""
+    extend = partial(_extend, tail, extended, types, depth)
+    packer = msgpack.Packer(default=extend, strict_types=True)
     packed: bytes = packer.pack(value)
     return packed
 
 
-def _extend(tail: Tail | None, extended: bool, depth: int, value: Any) -> msgpack.ExtType:
+def _extend(
+    tail: Tail | None, extended: bool, types: set[Any], depth: int, value: Any
+) -> msgpack.ExtType:
     """Convert a value to an extension type. Raises TypeError if there is none for its type."""
     kind = type(value)
     if kind is np.float64:  # frequent in rewards and infos, and its tobytes() is slow
@@ -114,12 +120,12 @@ def _extend(tail: Tail | None, extended: bool, depth: int, value: Any) -> msgpac
         if axes is None:
             return _extension(_ARRAY, _pack_array(value, tail))
         parts: Any = [axes, value.transpose(axes)]
-        return _extension(_REORDERED, _pack(parts, tail, extended, depth + 1))
+        return _extension(_REORDERED, _pack(parts, tail, extended, types, depth + 1))
     if kind in CONTAINERS or kind is np.ndarray or is_rebuilt(kind):
         if depth > MAX_DEPTH:
             raise ValueError("too deep")
-        code, parts = _parts(kind, value, MAX_DEPTH - depth, extended, tail)
-        return _extension(code, _pack(parts, tail, extended, depth + 1))
+        code, parts = _parts(kind, value, MAX_DEPTH - depth, extended, tail, types)
+        return _extension(code, _pack(parts, tail, extended, types, depth + 1))
     if kind is int:
         return _extension(_INT, _int_to_bytes(value))
     if kind is np.str_:
@@ -134,7 +140,7 @@ def _extend(tail: Tail | None, extended: bool, depth: int, value: Any) -> msgpac
 
 
 def _parts(
-    kind: type, value: Any, depth: int, extended: bool, tail: Tail | None
+    kind: type, value: Any, depth: int, extended: bool, tail: Tail | None, types: set[Any]
 ) -> tuple[int, Any]:
     """Return the extension type of a container, and the value that it contains."""
     if kind is OrderedDict:
@@ -144,6 +150,7 @@ def _parts(
     if not extended:
         raise TypeError(f"the other side runs a release that does not know {kind.__name__} here")
     if kind is not np.ndarray:
+        count_type(types, kind.__name__, value._fields)
         return _NAMED, [kind.__name__, list(value._fields), list(value)]
     axes = axes_order(value)
     if axes is not None:
@@ -203,7 +210,7 @@ def _encode(value: Any, tail: Tail | None, root: str, depth: int, extended: bool
     mark, empty = (0, 0) if tail is None else (len(tail.parts), tail.empty)
     cause: Exception | None = None
     try:
-        packed = _pack(value, tail, extended)
+        packed = _pack(value, tail, extended, set())
         if is_encodable(value, depth):
             if len(packed) > COUNT_ABOVE:
                 check_cost(packed)  # as the receiver does
@@ -347,7 +354,7 @@ class _Reader:
     of their own, since loops over their rows cost time and memory.
     """
 
-    __slots__ = ("budget", "depth", "empty", "makes_types", "names", "tail", "text_keys")
+    __slots__ = ("budget", "depth", "empty", "makes_types", "tail", "text_keys", "types")
 
     def __init__(self, tail: memoryview | None, *, text_keys: bool, makes_types: bool) -> None:
         self.text_keys = text_keys
@@ -356,7 +363,7 @@ class _Reader:
         self.budget = 0 if tail is None else len(tail)
         self.depth = 0
         self.empty = 0
-        self.names: set[Any] = set()  # of the types of named tuples
+        self.types: set[Any] = set()  # of named tuples
 
     def read(self, data: bytes) -> Any:
         # Without max_* arguments, unpackb limits every declared length by len(data).
@@ -427,16 +434,12 @@ class _Reader:
     def _named(self, name: Any, fields: Any, items: Any) -> Any:
         if type(fields) is not list or type(items) is not list or len(fields) != len(items):
             raise DecodingError("A named tuple is not [name, fields, items].")
-        names = (name, *fields)
-        self.names.add(names)
-        if not all(type(one) is str for one in names) or len(self.names) > MAX_TYPES:
-            raise DecodingError(
-                f"The names of a named tuple are not text, or a message has too many types of "
-                f"named tuples (the maximum is {MAX_TYPES})."
-            )
+        if not all(type(one) is str for one in (name, *fields)):
+            raise DecodingError("The names of a named tuple are not text.")
+        count_type(self.types, name, fields)
         if not self.makes_types:
             return tuple(items)
-        return rebuild(name, names[1:], items)
+        return rebuild(name, tuple(fields), items)
 
 
 def _read(data: bytes, tail: memoryview | None, depth: int, makes_types: bool) -> Any:

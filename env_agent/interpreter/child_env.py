@@ -107,8 +107,11 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
         self._decode = child_values.compile_step(seen)
         self.raw_size = child_values.raw_size(seen)
         self._end_at = HEADER_SIZE + self.raw_size - COMPACT_END.size
-        if action is not None and self._has_numpy:
+        if not self._has_numpy:
+            return
+        if action is not None:
             self._encode = child_values.compile_action(action)
+        if action is not None or seen is not None:
             self._call("compile", action, seen)
 
     @property

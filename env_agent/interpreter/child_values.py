@@ -41,7 +41,7 @@ from gymwire.protocol.arrays import copy_array, object_array, reorder
 from gymwire.protocol.conversions import Converted
 from gymwire.protocol.crowding import is_crowded
 from gymwire.protocol.errors import DecodingError, EncodingError
-from gymwire.protocol.named_tuples import MAX_FIELDS, MAX_NAME, MAX_TYPES, base_type
+from gymwire.protocol.named_tuples import MAX_FIELDS, MAX_NAME, MAX_TYPES, base_type, count_type
 from gymwire.protocol.value_limits import FREE_BYTES, MAX_OTHER_KEYS, PER_BYTE
 
 Form = tuple[str, list[int] | None]
@@ -151,9 +151,7 @@ class _Restorer:
             type(one) is not str or len(one) > MAX_NAME for one in names
         ):
             raise ValueError("a named tuple has too many fields, or names that are too long")
-        self._types.add((name, fields, kind))
-        if len(self._types) > MAX_TYPES:
-            raise ValueError("there are too many types of named tuples")
+        count_type(self._types, name, (*fields, kind))
         return _named_tuple(name, fields, str(kind)[:MAX_NAME])(*map(self.restore, items))
 
     def converted(self, name: Any, form: Any, value: Any, *texts: Any) -> Any:

@@ -373,8 +373,25 @@ def test_a_malformed_array_of_objects_is_refused(content: Any) -> None:
 def test_a_message_cannot_make_many_types() -> None:
     many = [named_tuples.rebuild(f"A{i}", ("x",), [i]) for i in range(named_tuples.MAX_TYPES + 1)]
     assert len(values.decode(values.encode(many[:-1]))) == named_tuples.MAX_TYPES
-    with pytest.raises(DecodingError, match="too many types"):
-        values.decode(values.encode(many))
+    with pytest.raises(EncodingError, match=r"a\[64\] is a A64, and there are more than 64 types"):
+        values.encode(many, root="a")
+    with pytest.raises(EncodingError) as caught:
+        values.pack([1, {"b": many}], root="a")
+    assert caught.value.path == 'a[1]["b"][64]'
+    packed = [frame(8, [type(one).__name__, ["x"], [0]]) for one in many]
+    with pytest.raises(DecodingError, match="more than 64 types of named tuples"):
+        values.decode(bytes((0xDC, 0, len(many))) + b"".join(packed))
+
+
+def test_named_tuples_of_too_many_types_in_an_info_are_opaque() -> None:
+    make: Any = collections.namedtuple
+    made = [make(f"A{i}", ["x"])(i) for i in range(named_tuples.MAX_TYPES + 1)]
+    rebuilt = [named_tuples.rebuild(f"A{one.x}", ("x",), [one.x]) for one in made]
+    for many in (made, rebuilt):
+        paths: list[str] = []
+        found = sent({"it": [*many, many[0]]}, on_opaque=paths.append)["it"]
+        assert paths == [f'info["it"][{named_tuples.MAX_TYPES}]']
+        assert [type(one) is values.Opaque for one in found] == [False] * 64 + [True, False]
 
 
 # Python's parser takes the two names of each pair for one.

@@ -4,7 +4,8 @@ A frame is the header below, then `length` bytes. The body of a STEP is the raw 
 `AS_INT` behind it if it is an int of Python's. That of a COMPACT answer is the raw observation, and
 behind it `COMPACT_END`, which has the bytes of the other fields of a PERCEPT. All other bodies are
 values as `protocol/values.py` describes them. A tuple that begins with MARK stands for a value that
-has no form there (see `child_values.py`).
+has no form there (see `child_values.py`). An answer has at most MAX_ANSWER bytes; instead of a
+larger one, the program sends an exception.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import struct
 
 HEADER = struct.Struct("<IBII")  # length of the body, kind, request number, environment's index
 HEADER_SIZE = HEADER.size
+MAX_ANSWER = 1 << 26  # bytes of a body; the env agent ends a process that sends more
 STEP, CALL = 1, 2  # the kinds of requests
 AS_INT = b"i"
 COMPACT, VALUE, RAISED = 3, 4, 5  # the kinds of answers

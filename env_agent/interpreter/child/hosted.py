@@ -85,8 +85,12 @@ class Hosted:
         return facts
 
     def compile(self, action: Any, observation: Any) -> None:
-        """Use compact steps: dtype and shape of the action (None: a scalar) and observation."""
-        self._decode_action = action_decoder(*action)
+        """Use compact steps: dtype and shape of the action (None: a scalar) and observation.
+
+        None: actions, or observations, have no compact form.
+        """
+        if action is not None:
+            self._decode_action = action_decoder(*action)
         if observation is not None:
             self._observation = libraries.np.dtype(observation[0]), tuple(observation[1])
 
@@ -119,7 +123,18 @@ class Hosted:
         """Return the results of `step`; four of old gym become five."""
         if type(result) is not tuple:
             result = settled(result)
-        return result if type(result) is tuple and len(result) == 5 else five_results(result)
+        if type(result) is not tuple or len(result) != 5:
+            result = five_results(result)
+        if isinstance(result, (tuple, list)) and result and not self._fits(result[0]):
+            self._check_spaces()
+        return result
+
+    def _fits(self, seen: Any) -> bool:
+        """Return whether an observation has the compact form, if there is one."""
+        dtype, shape = self._observation
+        return dtype is None or (
+            type(seen) is libraries.np.ndarray and seen.dtype == dtype and seen.shape == shape
+        )
 
     def reset(self, seed: Any, options: Any) -> Any:
         """Reset; return observation and info, also if old gym returns only the first."""
@@ -139,6 +154,8 @@ class Hosted:
             given["return_info"] = True
         result = settled(self.env.reset(**given))
         self._check_spaces()
+        if result is None:  # a `return` is missing, which the env agent reports
+            return None
         is_pair = type(result) is tuple and len(result) == 2 and isinstance(result[1], Mapping)
         may_be_seen = hasattr(self._spaces["observation_space"], "spaces")
         if is_pair and (self._reset_takes["seed"] or not may_be_seen):

@@ -19,8 +19,9 @@ _TEXT, _BYTES, _LIST, _MAP, _EXTENSION = b"\xdb", b"\xc6", b"\xdd", b"\xdf", b"\
 _KEPT_KEYS = {str, bytes, int, float, bool, type(None)}
 # Limits of `protocol/values.py` and `protocol/named_tuples.py`.
 # MAX_NAME: characters of a name, and the number of fields of a named tuple.
+# MAX_TYPES: of named tuples in a message.
 MAX_INT_BYTES = MAX_OTHER_KEYS = MAX_NAME = 256
-MAX_DIMS, MAX_EMPTY = 32, 1 << 18
+MAX_DIMS, MAX_EMPTY, MAX_TYPES = 32, 1 << 18, 64
 _IN_KEY = 0  # stands in `above` while a key is packed; no object has this id
 
 
@@ -54,10 +55,11 @@ def _pack_text(value: str) -> bytes:
     return _head(_TEXT, len(data)) + data
 
 
-def pack(value: Any, above: tuple[int, ...] = ()) -> bytes:
+def pack(value: Any, above: tuple[int, ...] = (), types: set[Any] | None = None) -> bytes:
     """Return the bytes of a value. What has no form becomes its type and repr.
 
-    `above`: the ids of the containers around the value.
+    `above`: the ids of the containers around the value. `types`: those of the named tuples that
+    were packed before it in the same message.
     """
     kind = type(value)
     if value is None:
@@ -74,48 +76,49 @@ def pack(value: Any, above: tuple[int, ...] = ()) -> bytes:
         return _head(_BYTES, len(value)) + bytes(value)
     if len(above) >= MAX_DEPTH - 1 or id(value) in above:
         return _pack_opaque(value)
-    return _pack_container(value, kind, (*above, id(value)))
+    types = set() if types is None else types
+    return _pack_container(value, kind, (*above, id(value)), types)
 
 
-def _pack_items(items: Any, above: tuple[int, ...]) -> bytes:
-    return _head(_LIST, len(items)) + b"".join([pack(item, above) for item in items])
+def _pack_items(items: Any, above: tuple[int, ...], types: set[Any] | None) -> bytes:
+    return _head(_LIST, len(items)) + b"".join([pack(item, above, types) for item in items])
 
 
-def _pack_container(value: Any, kind: type, above: tuple[int, ...]) -> bytes:
+def _pack_container(value: Any, kind: type, above: tuple[int, ...], types: set[Any]) -> bytes:
     np = libraries.np
     if kind is list:
-        return _pack_items(value, above)
+        return _pack_items(value, above, types)
     if kind is tuple:
-        return _extension(4, _pack_items(value, above))
+        return _extension(4, _pack_items(value, above, types))
     if kind is dict or kind is OrderedDict:
-        return _pack_dict(value, kind, above)
+        return _pack_dict(value, kind, above, types)
     if np is not None and (kind is np.ndarray or isinstance(value, np.generic)):
-        return _pack_numpy(value, kind, above) or _pack_opaque(value)
-    return _pack_other(value, kind, above)
+        return _pack_numpy(value, kind, above, types) or _pack_opaque(value)
+    return _pack_other(value, kind, above, types)
 
 
-def _pack_dict(value: Any, kind: type, above: tuple[int, ...]) -> bytes:
-    types = list(map(type, value))
-    if set(types) <= {str} and "".join(value).isascii():
+def _pack_dict(value: Any, kind: type, above: tuple[int, ...], types: set[Any]) -> bytes:
+    kinds = list(map(type, value))
+    if set(kinds) <= {str} and "".join(value).isascii():
         keys = [_head(_TEXT, len(key)) + key.encode() for key in value]
     else:
-        keys = [pack(key) for key in value] if set(types) <= _KEPT_KEYS else []
-        others = len(types) - types.count(str) - types.count(bytes)
+        keys = [pack(key) for key in value] if set(kinds) <= _KEPT_KEYS else []
+        others = len(kinds) - kinds.count(str) - kinds.count(bytes)
         if not keys or others > MAX_OTHER_KEYS or _EXTENSION in [key[:1] for key in keys]:
-            return _pack_pairs(value, kind, above)
+            return _pack_pairs(value, kind, above, types)
     parts = [_head(_MAP, len(value))]
     for key, item in zip(keys, value.values()):
-        parts += (key, pack(item, above))
+        parts += (key, pack(item, above, types))
     packed = b"".join(parts)
     return _extension(7, packed) if kind is OrderedDict else packed
 
 
-def _pack_pairs(value: Any, kind: type, above: tuple[int, ...]) -> bytes:
+def _pack_pairs(value: Any, kind: type, above: tuple[int, ...], types: set[Any]) -> bytes:
     """Return the bytes of a dict as two lists: a map has limits, and its keys are not marked."""
     if len(above) > MAX_DEPTH - 2:
         return _pack_opaque(value)
-    keys = _pack_items(list(value), (*above, _IN_KEY))
-    items = _pack_items(list(value.values()), (*above, above[-1]))
+    keys = _pack_items(list(value), (*above, _IN_KEY), types)
+    items = _pack_items(list(value.values()), (*above, above[-1]), types)
     parts = pack(MARK), pack("pairs"), keys, items, pack(kind is OrderedDict)
     return _extension(4, _head(_LIST, len(parts)) + b"".join(parts))
 
@@ -128,7 +131,7 @@ def _is_portable(dtype: Any) -> bool:
     return dtype.kind in "biufcmMSU" and 0 < dtype.itemsize <= most
 
 
-def _pack_numpy(value: Any, kind: type, above: tuple[int, ...]) -> bytes:
+def _pack_numpy(value: Any, kind: type, above: tuple[int, ...], types: set[Any]) -> bytes:
     """Return the bytes of an array or a NumPy scalar, b"" if its dtype has no portable form."""
     np = libraries.np
     dtype, shape = value.dtype, value.shape
@@ -140,13 +143,13 @@ def _pack_numpy(value: Any, kind: type, above: tuple[int, ...]) -> bytes:
         if dtype.kind == "O" and len(above) < MAX_DEPTH - 1:
             array = value if axes is None else value.transpose(axes)
             items = [value[()]] if value.ndim == 0 else list(array.ravel())
-            return _mark("objects", list(array.shape), items, axes, above=above)
+            return _mark("objects", list(array.shape), items, axes, above=above, types=types)
         if not _is_portable(dtype):
             return b""
         if axes is not None:
             # A copy in C order: that of a transposed array may still have another.
-            return _mark("reordered", axes, value.transpose(axes).copy("C"), above=())
-        return _extension(1, _pack_items([dtype.str, list(shape), value.tobytes()], above))
+            return _mark("reordered", axes, value.transpose(axes).copy("C"))
+        return _extension(1, _pack_items([dtype.str, list(shape), value.tobytes()], above, types))
     if dtype.kind == "U":
         return _extension(2, b"U\0" + str(value).encode("utf-8", "backslashreplace"))
     if dtype.kind == "S":
@@ -165,19 +168,26 @@ def axes_order(array: Any) -> list[int] | None:
     return axes if axes != list(range(array.ndim)) else None
 
 
-def _mark(code: str, *parts: Any, above: tuple[int, ...]) -> bytes:
-    return _extension(4, _pack_items((MARK, code, *parts), above))
+def _mark(
+    code: str, *parts: Any, above: tuple[int, ...] = (), types: set[Any] | None = None
+) -> bytes:
+    return _extension(4, _pack_items((MARK, code, *parts), above, types))
 
 
-def _pack_other(value: Any, kind: type, above: tuple[int, ...]) -> bytes:
+def _pack_other(value: Any, kind: type, above: tuple[int, ...], types: set[Any]) -> bytes:
     if isinstance(value, tuple) and hasattr(kind, "_fields") and not isinstance(value, enum.Enum):
         if kind.__name__ == "GraphInstance":
-            return _extension(5, _pack_items(value, above))
+            return _extension(5, _pack_items(value, above, types))
         names = (kind.__name__, *kind._fields)
         is_deep, most = len(above) > MAX_DEPTH - 2, max(map(len, (names[1:], *names)))
         if is_deep or most > MAX_NAME or not names[0].isidentifier():
             return _pack_opaque(value)
-        return _mark("named", names[0], names[1:], tuple(value), _name_of(kind), above=above)
+        named = (*names, _name_of(kind))
+        if named not in types and len(types) >= MAX_TYPES:
+            return _pack_opaque(value)
+        types.add(named)
+        parts = names[0], names[1:], tuple(value), named[-1]
+        return _mark("named", *parts, above=above, types=types)
     # A vector of environments has the mask f"_{key}".
     texts = [_shown(value, show) for show in (repr, format) if _IN_KEY in above]
     try:
@@ -185,7 +195,8 @@ def _pack_other(value: Any, kind: type, above: tuple[int, ...]) -> bytes:
     except Exception:  # noqa: BLE001 - the value's own code, which may raise anything
         form = ""
     if form:
-        return _mark("converted", _name_of(kind), form, converted, *texts, above=above)
+        name = _name_of(kind)
+        return _mark("converted", name, form, converted, *texts, above=above, types=types)
     return _pack_opaque(value, *texts[1:])
 
 
@@ -222,7 +233,7 @@ def _convert(value: Any, kind: type) -> tuple[str, Any]:
 
 def _pack_opaque(value: Any, *label: str) -> bytes:
     """Return the bytes of a value that only shows its type, its repr and, in a key, its text."""
-    return _mark("other", _name_of(type(value)), _shown(value, repr)[:200], *label, above=())
+    return _mark("other", _name_of(type(value)), _shown(value, repr)[:200], *label)
 
 
 def _shown(value: Any, show: Callable[[Any], str]) -> str:

@@ -16,7 +16,7 @@ from .agents import ENV, PARALLEL, AECByAgent, DictSpace, ParallelByAgent, conve
 from .channel import Channel
 from .dm_envs import DmEnv
 from .failures import WrongTarget, describe_exception, is_not
-from .frames import RAISED, STEP, VALUE
+from .frames import MAX_ANSWER, RAISED, STEP, VALUE
 from .hosted import Hosted
 from .hosted_vector import HostedOwnVector
 from .libraries import use_numpy, vector_classes
@@ -41,21 +41,32 @@ class Child:
         """Execute a request; return the kind and the body of its answer."""
         try:
             if kind == STEP:
-                return self._envs[index].step_compact(body)
-            name, args = unpack(body)
-            if name == "make":
-                return VALUE, pack(self._make(index, *args))
-            if name in ("load", "keywords"):
-                target = self._target(*args)
-                return VALUE, pack(keywords(target) if name == "keywords" else None)
-            env = self._envs[index]
-            if name == "close":
-                del self._envs[index]
-            return VALUE, pack(getattr(env, name)(*args))
+                kind, answer = self._envs[index].step_compact(body)
+            else:
+                kind, answer = VALUE, pack(self._call(index, *unpack(body)))
         except BaseException as error:
             if os.getpid() != self._pid:  # the environment has forked, and its copy ends
                 raise
-            return RAISED, pack(describe_exception(error))
+            kind, answer = RAISED, pack(describe_exception(error))
+        if len(answer) > MAX_ANSWER:
+            too_large = ValueError(
+                f"The answer of the environment's process has {len(answer)} bytes; the maximum is "
+                f"{MAX_ANSWER}. The request has been executed. Let the environment return less at "
+                f"once."
+            )
+            return RAISED, pack(describe_exception(too_large))
+        return kind, answer
+
+    def _call(self, index: int, name: str, args: list[Any]) -> Any:
+        if name == "make":
+            return self._make(index, *args)
+        if name in ("load", "keywords"):
+            target = self._target(*args)
+            return keywords(target) if name == "keywords" else None
+        env = self._envs[index]
+        if name == "close":
+            del self._envs[index]
+        return getattr(env, name)(*args)
 
     def _target(self, name: str) -> Any:
         """Return what `load` does, and know whether it uses numpy."""

@@ -19,16 +19,17 @@ import numpy as np
 import pytest
 
 from gymwire.env_agent.interpreter import child, child_errors, child_values
-from gymwire.env_agent.interpreter.child import failures, frames, libraries, packing
+from gymwire.env_agent.interpreter.child import failures, frames, libraries, packing, program
 from gymwire.env_agent.interpreter.child.channel import Channel
+from gymwire.env_agent.interpreter.child.hosted import Hosted
 from gymwire.env_agent.interpreter.child.program import Child
-from gymwire.protocol import arrays, named_tuples, values
+from gymwire.protocol import arrays, codec, named_tuples, values
 from gymwire.protocol import value_limits as limits
 from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.named_tuples import rebuild
 from tests import rich_envs
 from tests.hostile_values import PRIME, crowding_numbers
-from tests.plain_envs import Asked
+from tests.plain_envs import Asked, Plain, Values, box
 from tests.rich_envs import Tensor
 from tests.sameness import assert_same
 
@@ -327,6 +328,8 @@ def test_the_limits_of_values_are_those_of_the_protocol() -> None:
     assert packing.MAX_DIMS == arrays.MAX_DIMS
     assert packing.MAX_EMPTY == arrays.MAX_EMPTY
     assert packing.MAX_NAME == named_tuples.MAX_NAME == named_tuples.MAX_FIELDS
+    assert packing.MAX_TYPES == named_tuples.MAX_TYPES
+    assert frames.MAX_ANSWER == codec.MAX_MESSAGE
 
 
 def equal_hashes(n: int) -> list[tuple[int, int]]:
@@ -391,6 +394,32 @@ def test_named_tuples_have_the_limits_of_the_protocol() -> None:
     for wrong in (types, [wide], [(long, ("a",))], [("x", (long,))], [("x", (1,))], [(1, ("a",))]):
         with pytest.raises(DecodingError):
             child_values.decode(named(*wrong))
+
+
+@pytest.mark.parametrize("in_keys", [True, False])
+def test_named_tuples_of_too_many_types_are_opaque_as_in_an_environment_here(
+    in_keys: bool,
+) -> None:
+    count = named_tuples.MAX_TYPES + 2
+    make: Any = namedtuple
+    many = [make(f"T{i}", ["x"])(i) for i in range(count)]
+    value: Any = dict.fromkeys(many) if in_keys else {str(one.x): [one] for one in many}
+    value = [value, many[0], many[-1]]
+    found = _from_there(value)
+    assert_same(_as_info(found), _as_info(value))
+    assert _report(found, strict=False) == _report(value, strict=False)
+    opaque = [one for one in _flat(_as_info(found)["it"]) if type(one) is values.Opaque]
+    assert [one.repr for one in opaque] == ["T64(x=64)", "T65(x=65)", "T65(x=65)"]
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list):
+        for item in value:
+            yield from _flat(item)
+    else:
+        yield value
 
 
 OBJECTS = np.array([Color.RED, None], object)
@@ -573,3 +602,79 @@ def test_requests_that_arrive_together_are_answered_together_wherever_they_are_c
         assert os.read(out_reading, 1 << 16) == expected
         for descriptor in (reading, out_reading):
             os.close(descriptor)
+
+
+def test_an_answer_above_the_limit_is_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Large(Plain):
+        def render(self) -> Any:
+            if self.text:
+                raise RuntimeError(self.text)
+            return b"x" * self.steps
+
+    child, env = Child(), Large()
+    child._envs[3] = Hosted(env, None)
+
+    def render() -> tuple[int, bytes]:
+        return child.execute(frames.CALL, 3, values.encode(["render", []]))
+
+    monkeypatch.setattr(program, "MAX_ANSWER", 500)
+    env.steps = 500 - 5  # with the head of bytes
+    assert render() == (frames.VALUE, packing.pack(b"x" * 495))
+    text = "has 501 bytes; the maximum is 500. The request has been executed."
+    env.steps += 1
+    kind, answer = render()
+    assert kind == frames.RAISED
+    module, name, why, _ = values.decode(answer)
+    assert (module, name) == ("builtins", "ValueError")
+    assert text in why
+    env.text = "y" * 1000
+    kind, answer = render()
+    assert (kind, values.decode(answer)[1]) == (frames.RAISED, "ValueError")
+
+
+class Shrinking(Plain):
+    """Replaces its space in each step."""
+
+    spaces: Any = None
+    seen: Any = None
+
+    def step(self, action: Any) -> Any:
+        self.observation_space = self.spaces
+        return self.seen, 0.0, False, False, {}
+
+
+def test_an_observation_that_does_not_fit_after_its_space_was_replaced_is_an_error() -> None:
+    libraries.np = np
+    env = Shrinking()
+    hosted = Hosted(env, None)
+    hosted.facts()
+    hosted.compile(("<i8", None), ("<f4", [3]))
+    raw = np.int64(1).tobytes()
+    other = Hosted(env, None)  # its actions have no compact form
+    other.facts()
+    other.compile(None, ("<f4", [3]))
+    steps: list[Any] = [lambda: hosted.step_compact(raw), lambda: other.step(1)]
+    for env.spaces, seen in (
+        (box(-1, 1, 2), np.zeros(2, "f4")),
+        (box(-1, 1, 3, dtype="float64"), np.zeros(3)),
+        (Values(n=5), 3),
+    ):
+        env.seen = seen
+        for step in steps:
+            with pytest.raises(RuntimeError, match="observation_space has changed to"):
+                step()
+    env.spaces = box(-1, 1, 3)  # an equal one
+    for step in steps:
+        step()
+    env.seen, env.spaces = np.zeros(3, "f4"), box(-1, 1, 2)
+    assert steps[0]()[0] == frames.COMPACT  # it fits: the next reset notices the change
+
+
+def test_a_reset_that_returns_nothing_is_not_an_observation() -> None:
+    class Forgetful(Plain):
+        def reset(self, **kwargs: Any) -> Any:
+            super().reset(**kwargs)
+
+    hosted = Hosted(Forgetful(), None)
+    hosted.facts()
+    assert hosted.reset(1, None) is None
