@@ -137,18 +137,14 @@ class HostedVector(_Vector):
                 except Exception:
                     check_step(result)
                     raise
+                is_usual = terminated is False and truncated is False
                 if not (
-                    type(reward) in _NUMBERS
-                    and type(terminated) in _NUMBERS
-                    and type(truncated) in _NUMBERS
+                    (is_usual or (type(terminated) in _NUMBERS and type(truncated) in _NUMBERS))
+                    and type(reward) in _NUMBERS
                     and type(info) is dict
                 ):
                     check_step(result)
-                if (
-                    is_same_step
-                    and not (terminated is False and truncated is False)  # the usual case
-                    and (terminations[i] or truncations[i])
-                ):
+                if is_same_step and not is_usual and (terminations[i] or truncations[i]):
                     final = {"final_obs": found[i], "final_info": info}
                     infos = self._add_info(infos, final, i)
                     found[i], info = env.reset()
