@@ -130,6 +130,7 @@ class SessionOwner:
             self._use(session, held)
             if former is not None and former.connection is connection:
                 former.paths.close_direct()  # its env agent may be alive
+            self._end_call(connection)  # so that no exception from outside can prevent it
         except BaseException:
             used = self.__dict__.get("session")
             ended = None if held is self._share else held
@@ -145,8 +146,12 @@ class SessionOwner:
                     ended.end()
             raise
         finally:
-            if not self.in_call and connection is not None and connection.use.caller is self:
-                connection.use.caller = None
+            self._end_call(connection)
+
+    def _end_call(self, connection: BrokerConnection | None) -> None:
+        """Let others use the connection, unless a call goes on."""
+        if not self.in_call and connection is not None and connection.use.caller is self:
+            connection.use.caller = None
 
     def _use(self, session: RemoteSession, made: Share | None) -> None:
         exchange = session.exchange
