@@ -165,10 +165,13 @@ class SessionGroup:
                 return
         except EnvironmentLost:
             raise self.lost_error() from None
+        pending = [one.exchange.pending for one in self._chosen(waiting)]
+        resets = all(one is not None and one.kind == Kind.RESET for one in pending)
+        drop = "" if resets else ", or call reset() to drop the results"
         raise RequestTimeout(
             f"No reply yet from {', '.join(map(self.names, waiting))} of {self.num_envs} at "
-            f"{self.where}. Call again to keep waiting, or call reset() to drop the results. "
-            "If they never come, close() and make a new proxy."
+            f"{self.where}. Call again to keep waiting{drop}. If they never come, close() and make "
+            f"a new proxy."
         )
 
     def read(self, i: int, timeout_s: float | None = None) -> Message:

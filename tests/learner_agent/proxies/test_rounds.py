@@ -72,6 +72,21 @@ def test_after_a_timeout_the_same_call_goes_on(
     assert calls(envs) == [2 * env_ids.count(0), 2 * env_ids.count(1)]
 
 
+def test_a_timeout_recommends_a_reset_except_of_a_reset(
+    network: Network, envs: ProxyVectorEnv
+) -> None:
+    calls_and_texts: list[tuple[Any, str]] = [
+        (envs.reset, r"keep waiting\. If "),
+        (lambda: envs.step([0, 0]), r"keep waiting, or call reset\(\) to drop the results?\. If "),
+    ]
+    for call, text in calls_and_texts:
+        network.faults = Faults(drop=1.0)
+        network.after(6.0, lambda: setattr(network, "faults", Faults()))
+        with pytest.raises(RequestTimeout, match=text):
+            call()
+        call()
+
+
 def test_after_another_call_the_same_one_begins_anew(
     network: Network, envs: ProxyVectorEnv
 ) -> None:
