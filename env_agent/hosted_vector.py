@@ -112,8 +112,8 @@ class HostedVector(_Vector):
             or not actions.ndim
             or len(actions) != self.num_envs
         ):
-            pairs = zip(iterate(self.action_space, actions), self.envs, strict=True)
-            each = (action for action, _ in pairs)
+            found_actions = iterate(self.action_space, actions)
+            each = (action for action, _ in zip(found_actions, self.envs, strict=True))
         else:
             # Thousands of sessions have one environment each: an array iterator takes long for one.
             each = (actions[0],) if self.num_envs == 1 else actions
@@ -242,12 +242,12 @@ class _CheckedResets(SpaceWatch):
     def reset(self, **kwargs: Any) -> Any:
         """Reset the environment. Raises RuntimeError, and what `check_reset` raises."""
         result = super().reset(**kwargs)
-        try:
-            observation, info = result
-            is_usual = observation is not None and type(info) is dict
-        except Exception:  # noqa: BLE001 - the result may be an object of any class
-            is_usual = False
-        if not is_usual:
+        if not (
+            type(result) is tuple
+            and len(result) == 2
+            and result[0] is not None
+            and type(result[1]) is dict
+        ):
             check_reset(result, self._env.observation_space)
         return result
 

@@ -18,7 +18,6 @@ from gymwire.env_agent.interpreter import child_spaces, child_values
 from gymwire.env_agent.interpreter.child.frames import (
     COMPACT,
     COMPACT_END,
-    FLAGS,
     FLOAT,
     HEADER_SIZE,
     STEP,
@@ -31,7 +30,7 @@ from gymwire.protocol.errors import ConfigurationError, DecodingError
 from gymwire.protocol.messages import MULTI_AGENT, EnvKind
 from gymwire.protocol.step_codec import RawPercept
 
-_unpack_end, _KNOWN_FLAGS = COMPACT_END.unpack_from, frozenset(FLAGS.values())
+_unpack_end, _KNOWN_FLAGS = COMPACT_END.unpack_from, child_values.KNOWN_FLAGS
 
 
 class CopiedGenerator(np.random.Generator):

@@ -52,7 +52,7 @@ _SHARED_NAME = "builtins.object"  # of types of which one message has too many
 _MAX_KEY = 4096  # more than can be sent: equal hashes make Python compare the keys
 _LIST, _ITEM, _NUMBER, _TEXT = 64, 8, 32, 80  # bytes of memory
 _REWARDS: dict[bytes, Callable[[float], Any]] = {FLOAT: float, NUMPY_FLOAT: np.float64}
-_FLAGS = {packed: flags for flags, packed in FLAGS.items()}
+KNOWN_FLAGS = {packed: flags for flags, packed in FLAGS.items()}
 
 
 def decode(data: bytes, tensors: set[str] | None = None) -> Any:
@@ -344,11 +344,12 @@ def compile_action(form: Form) -> Callable[[Any], bytes | None]:
     has_order = size is not None and len(size) > 1  # in memory, which raw bytes do not show
     itemsize, is_signed = dtype.itemsize, dtype.kind == "i"
     order: Literal["big", "little"] = "big" if dtype.str[0] == ">" else "little"
-    small = [n.to_bytes(itemsize, order, signed=is_signed) + AS_INT for n in range(128)]
+    count = 0 if int_kind is None else 128  # of small ints, which every such dtype has
+    small = [n.to_bytes(itemsize, order, signed=is_signed) + AS_INT for n in range(count)]
 
     def encode(action: Any) -> bytes | None:
         if type(action) is int_kind:
-            if 0 <= action < 128:
+            if 0 <= action < count:
                 return small[action]
             try:
                 return action.to_bytes(itemsize, order, signed=is_signed) + AS_INT
@@ -373,7 +374,12 @@ def raw_size(form: Form | None) -> int:
     """
     if form is None or np.dtype(form[0]).kind in "bU":
         return 0
-    return np.dtype(form[0]).itemsize * math.prod(form[1] or ()) + COMPACT_END.size
+    return _size(form) + COMPACT_END.size
+
+
+def _size(form: Form) -> int:
+    """Return the bytes of a value with this form."""
+    return np.dtype(form[0]).itemsize * math.prod(form[1] or ())
 
 
 def compile_step(form: Form | None) -> Callable[[bytes, int], Step]:
@@ -381,12 +387,11 @@ def compile_step(form: Form | None) -> Callable[[bytes, int], Step]:
 
     `form`: that of the observations; None: there are no compact answers.
     """
-    unpack_end, rewards, known_flags = COMPACT_END.unpack_from, _REWARDS, _FLAGS
+    unpack_end, rewards, known_flags = COMPACT_END.unpack_from, _REWARDS, KNOWN_FLAGS
     dtype, shape = (
         (np.dtype("u1"), ()) if form is None else (np.dtype(form[0]), tuple(form[1] or ()))
     )
-    size = -1 if form is None else dtype.itemsize * int(np.prod(shape, dtype=np.int64))
-
+    size = -1 if form is None else _size(form)
     ndarray, is_bool = np.ndarray, dtype.kind == "b"
 
     def decode(data: bytes, at: int) -> Step:

@@ -107,7 +107,7 @@ class Hosted:
                 and type(info) is dict
                 and not info
                 and type(seen) is libraries.np.ndarray
-                and (seen.dtype is dtype or seen.dtype == dtype)
+                and seen.dtype == dtype
                 and seen.shape == shape
                 and (len(shape) < 2 or seen.flags.c_contiguous)
             ):
