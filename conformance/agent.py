@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from gymwire.conformance import audit
@@ -27,9 +28,25 @@ from gymwire.protocol.messages import (
 FIRST_OPEN = 2**40  # the least number of an OPEN: larger than that of any request of a session
 OPEN_BITS = 52  # of the numbers of OPEN: at random, so that no env agent can guess them (§7.4)
 WAITS = 6  # a whole check may take as long as this many answers at most
+TOLERANCE = 1.0  # seconds by which the time in a PROGRESS may exceed that until the reply
 
 T = TypeVar("T")
 Received = tuple[Header, bytes]
+
+
+@dataclass
+class Request:
+    """A request that was sent.
+
+    Attributes:
+        frame: the latest one with its numbers.
+        sent_at: when it was sent first.
+        took_s: the seconds until its reply came; None before that.
+    """
+
+    frame: bytes
+    sent_at: float
+    took_s: float | None = None
 
 
 class Agent:
@@ -61,7 +78,7 @@ class Agent:
         self._ends_at = 0.0
         self._heard_at = 0.0
         self._again: list[tuple[float, bytes]] = []  # frames to repeat after BUSY, and when
-        self._frames: dict[tuple[int, int], bytes] = {}  # the last frame of these numbers
+        self._requests: dict[tuple[int, int], Request] = {}  # by sid and seq
         self.begin()
 
     # --- checks -----------------------------------------------------------------------------------
@@ -70,7 +87,7 @@ class Agent:
         """Begin a check."""
         self.sent = self.received = b""
         self._inbox.clear()
-        self._frames.clear()
+        self._requests.clear()
         self._again.clear()
         self.sessions.clear()
         self._ends_at = self._clock() + WAITS * self._timeout_s
@@ -136,32 +153,40 @@ class Agent:
         if header.kind is Kind.BUSY and not self.is_broker:
             busy = PLAIN.decode(frame, header)
             assert isinstance(busy, Busy)
-            again = self._frames.get((header.sid, header.seq))
+            again = self._requests.get((header.sid, header.seq))
             if again is not None:
-                self._again.append((now + min(busy.retry_after_s, self._timeout_s), again))
+                self._again.append((now + min(busy.retry_after_s, self._timeout_s), again.frame))
             return
+        request = self._requests.get((header.sid, header.seq))
+        if request is not None and request.took_s is None:
+            request.took_s = self._clock() - request.sent_at
         key = -header.seq if header.seq >= FIRST_OPEN else header.sid
         if key in self._inbox:
             self._inbox[key].append((header, frame))
 
     def _check_progress(self, header: Header, message: Message) -> None:
+        """Check a PROGRESS. It may come after the reply to its request, by another connection."""
         assert isinstance(message, Progress)
-        session = self.sessions.get(header.sid)
-        last = header.seq if session is None else session.last
-        expect(
-            header.seq in (last, last + 1) or header.seq >= FIRST_OPEN,
-            f"PROGRESS of the request {last} in flight",
-            f"PROGRESS of the request {header.seq}",
-            "7.8",
-        )
         self.progress += 1
+        if header.seq >= FIRST_OPEN:
+            return
+        expected, actual = "PROGRESS of a request in flight", f"PROGRESS of request {header.seq}"
+        request = self._requests.get((header.sid, header.seq))
+        if request is None:
+            raise Violation(expected, f"{actual}, which was not sent", "7.8")
+        if request.took_s is not None and message.since_s > request.took_s + TOLERANCE:
+            seconds = (
+                f"{message.since_s:.1f} s, although its reply came after {request.took_s:.1f} s"
+            )
+            raise Violation(expected, f"{actual} with {seconds}", "7.8")
 
     def handle(self, message: Message, header: Header) -> None:
         """Handle a message that belongs to no session of this check."""
 
     def remember(self, sid: int, seq: int, frame: bytes) -> None:
         """Send this frame again if the broker answers its numbers with BUSY."""
-        self._frames[sid, seq] = frame
+        request = self._requests.setdefault((sid, seq), Request(frame, self._clock()))
+        request.frame = frame
 
     def next_of(self, key: int, expected: str) -> Received:
         """Return the next frame of a session. Raises Silence."""
