@@ -10,13 +10,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
 
 from gymwire.protocol.ending_signals import HANGUP, ending_signals
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
+
+ExceptHook = Callable[[type[BaseException], BaseException, TracebackType | None], object]
 
 REPEAT_S = 0.05
 
@@ -96,12 +98,17 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     elif _is_in_hook(frame):
         _send_again(number)
     else:
-        sys.unraisablehook = partial(_handle_unraisable, number, sys.unraisablehook)
+        hooks = sys.unraisablehook, sys.excepthook
+        sys.unraisablehook = partial(_handle_unraisable, number, *hooks)
+        sys.excepthook = partial(_print_others, sys.excepthook)
         raise Interrupted(number)
 
 
 def _handle_unraisable(
-    number: int, otherwise: Callable[[UnraisableHookArgs], object], unraisable: UnraisableHookArgs
+    number: int,
+    otherwise: Callable[[UnraisableHookArgs], object],
+    excepthook: ExceptHook,
+    unraisable: UnraisableHookArgs,
 ) -> None:
     """Send the signal again if Python has dropped the exception.
 
@@ -109,10 +116,24 @@ def _handle_unraisable(
     `__del__`. It calls this function instead, which cannot raise either.
     """
     if isinstance(unraisable.exc_value, Interrupted):
-        sys.unraisablehook = otherwise
+        sys.unraisablehook, sys.excepthook = otherwise, excepthook
         _send_again(number)
     else:
         otherwise(unraisable)
+
+
+def _print_others(
+    otherwise: ExceptHook,
+    kind: type[BaseException],
+    error: BaseException,
+    traceback: TracebackType | None,
+) -> None:
+    """Print an exception unless it is Interrupted.
+
+    Before Cython drops an exception, as in the `__dealloc__` of pyzmq's frames, it prints it.
+    """
+    if not isinstance(error, Interrupted):
+        otherwise(kind, error, traceback)
 
 
 def _is_in_hook(frame: FrameType | None) -> bool:

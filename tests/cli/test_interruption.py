@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _thread
+import functools
 import gc
 import itertools
 import signal
@@ -10,6 +12,7 @@ import weakref
 from collections.abc import Callable
 
 import pytest
+import zmq
 
 from gymwire.cli import interruption, keygen, main
 from gymwire.cli.interruption import Interrupted, held, waiting
@@ -58,6 +61,15 @@ def in_a_callback_of_the_garbage_collector(number: int) -> None:
     gc.collect()
 
 
+def in_the_deallocation_of_a_frame(number: int) -> None:
+    # No Python code runs between the signal and the deallocation, which looks for signals.
+    class Signalling:
+        __del__ = functools.partial(_thread.interrupt_main, signal.Signals(number))
+
+    items = [zmq.Frame(b"data"), Signalling()]
+    del items
+
+
 def wait() -> None:
     threading.Event().wait()
 
@@ -75,6 +87,7 @@ def compute() -> None:
         in_del,
         in_a_callback_within_del,
         in_a_callback_of_the_garbage_collector,
+        in_the_deallocation_of_a_frame,
     ],
 )
 @pytest.mark.parametrize("go_on", [wait, compute])

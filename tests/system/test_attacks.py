@@ -228,7 +228,8 @@ def test_an_unknown_key_gets_an_error_at_once(site: Site) -> None:
 
 
 def test_a_learner_without_keys_gets_an_error_at_once(site: Site) -> None:
-    with pytest.raises(Denied, match=r"uses keys, and this side does not.*`gymwire keygen"):
+    # libzmq may close the connection before it has sent that it uses keys.
+    with pytest.raises(Denied, match=r"it uses keys.* --key and --broker-key .*`gymwire keygen"):
         BrokerConnection(site.url)
 
 
