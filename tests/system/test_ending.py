@@ -265,7 +265,9 @@ def test_workers_end_with_a_killed_supervisor(started: Programs, tmp_path: Path)
 def test_a_worker_that_does_not_handle_signals_yet_has_nothing_to_cut_off(
     monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    starting = [sys.executable, "-c", "import signal; print(flush=True); signal.pause()"]
+    # `signal.pause` would miss a signal that comes just before it.
+    wait = "import time\nprint(flush=True)\nwhile True: time.sleep(0.1)"
+    starting = [sys.executable, "-c", wait]
     popen = subprocess.Popen
     started: list[subprocess.Popen[bytes]] = []
 
