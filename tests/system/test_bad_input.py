@@ -258,7 +258,7 @@ def test_an_env_agent_killed_during_a_step_is_lost(
 
 def test_a_frozen_env_agent_is_lost(broker_url: str, programs: Programs) -> None:
     _mortal(programs, broker_url, "freezing")
-    with ProxyEnv("freezing", broker_url, step_timeout_s=10.0) as env:
+    with ProxyEnv("freezing", broker_url, step_timeout_s=PATIENCE_S) as env:
         env.reset()
         with pytest.raises(EnvironmentLost, match=r"'freezing' \(host .*\) is lost at request 2"):
             env.step(2)
@@ -305,7 +305,7 @@ def test_a_long_step_outlasts_a_short_tolerance_of_silence(broker: str) -> None:
 def test_a_broker_that_never_comes_back_is_an_error_after_timeout_s(programs: Programs) -> None:
     broker, url = programs.broker()
     programs.env_agent(url, "--address", "cartpole", "--env", "CartPole-v1")
-    env = ProxyEnv("cartpole", url, timeout_s=2.0, step_timeout_s=4.0)
+    env = ProxyEnv("cartpole", url, timeout_s=2.0, step_timeout_s=PATIENCE_S)
     env.reset()
     broker.kill()
     with pytest.raises(BrokerUnreachable, match="silent for 2 s"):
