@@ -21,6 +21,8 @@ from tests.processes import Programs, programs
 from tests.sampling import sampled, thorough
 from tests.time_limits import times_out
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 PATIENCE_S = 60.0
 DIRECT = ("never", "auto")
 

@@ -40,6 +40,8 @@ from tests.quick_attributes import has_quick_attributes
 from tests.sameness import assert_same
 from tests.time_limits import times_out
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 OFFERS = """
 [[offer]]
 address = "cartpole"

@@ -41,6 +41,8 @@ from tests.space_zoo import ZOO
 from tests.time_limits import times_out
 from tests.vector_envs import Counters, Moody, VectorZooEnv
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 # v3 or v4, as Gymnasium's version goes.
 TAXI = max(env_id for env_id in gymnasium.registry if env_id.startswith("Taxi-v"))
 MADE = "gymwire:gymwire/Proxy-v0"

@@ -47,6 +47,8 @@ from tests.time_limits import times_out
 from tests.vector_envs import Moody
 from tests.wire import BROKER
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 OFFERS = """
 [[offer]]
 address = "gated"
