@@ -20,8 +20,8 @@ from gymwire.protocol.capabilities import CAPABILITIES, common
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import BrokerUnreachable, Denied, GymwireError
 from gymwire.protocol.messages import Busy, BusyReason, Hello, Message, Welcome
-from gymwire.protocol.outside_exceptions import is_from_outside
 from gymwire.protocol.transport.broker_link import BrokerLink
+from gymwire.protocol.transport.hosts import unknown_host
 from gymwire.protocol.transport.interface import LinkEvent
 
 CONNECT_S = 2.5  # how long a broker that is up may take to answer
@@ -196,23 +196,10 @@ class Handshake:
             )
         if self._link.handshake_hint:
             return self._denied(self._link.handshake_hint)
-        unknown = _unknown_host(url)
+        unknown = unknown_host(url)
         if unknown:
             return BrokerUnreachable(f"No broker answers at {url}: {unknown}. Check the URL.")
         # ZeroMQ listens at numeric addresses only.
         at = url.replace("//localhost:", "//127.0.0.1:")
         bind = f" --bind {shlex.quote(at)}" if is_local(url) and at != DEFAULT_BROKER else ""
         return BrokerUnreachable(f"No broker answers at {url}.", url_source=URL_SOURCE, bind=bind)
-
-
-def _unknown_host(url: str) -> str:
-    """Return why the host of this URL cannot be resolved, as the rest of a sentence; else ""."""
-    if url.startswith("tcp://"):
-        host = url.removeprefix("tcp://").rpartition(":")[0].strip("[]")
-        try:
-            socket.getaddrinfo(host, None)
-        except OSError as error:
-            if is_from_outside(error):
-                raise
-            return f"the host {host!r} is unknown ({error.strerror})"
-    return ""
