@@ -66,7 +66,7 @@ class Handshake:
         self._repeat_at = 0.0
         self._reason = ""  # why the broker has refused this side, since its last WELCOME
         self._is_denied = False  # whether ZeroMQ has given up
-        self._has_dialed = True  # whether this side has dialed since, not ZeroMQ at any time
+        self._has_dialed = True  # whether this side has dialed since UP, and in this call
 
     def connect(
         self,
@@ -156,6 +156,10 @@ class Handshake:
         if any(event.up for event in events):
             self.send_hello(now)
         return events
+
+    def begin_call(self) -> None:
+        """Let a denial count only if it answers a dial from now on: others may be old."""
+        self._has_dialed = False
 
     def _read_events(self) -> list[LinkEvent]:
         if self._is_denied:  # in an earlier call
