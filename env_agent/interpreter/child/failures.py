@@ -34,7 +34,7 @@ def describe_exception(error: BaseException) -> list[str]:
     kind = type(error)
     try:
         text = str(error)
-    except Exception as failure:  # noqa: BLE001 - its own __str__
+    except BaseException as failure:  # noqa: BLE001 - its own __str__ raises anything
         text = f"<no text: its __str__ raised {type(failure).__name__}>"
     last = error.__traceback__
     lines = traceback.format_exception(kind, error, last.tb_next if last else None)

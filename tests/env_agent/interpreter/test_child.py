@@ -138,14 +138,15 @@ def test_what_is_nested_too_deep_is_shown_by_its_repr() -> None:
     assert values.opaque(found)[0].type == "builtins.list"
 
 
-def test_an_exception_without_a_text_is_reported() -> None:
+@pytest.mark.parametrize("raised", [RuntimeError, KeyboardInterrupt])
+def test_an_exception_without_a_text_is_reported(raised: type[BaseException]) -> None:
     class Silent(Exception):
         def __str__(self) -> str:
-            raise RuntimeError
+            raise raised
 
     module, name, text, trace = failures.describe_exception(Silent())
     assert (module, name.rpartition(".")[2]) == (__name__, "Silent")
-    assert text == "<no text: its __str__ raised RuntimeError>"
+    assert text == f"<no text: its __str__ raised {raised.__name__}>"
     assert "Silent" in trace
 
 
