@@ -32,7 +32,7 @@ from gymwire.env_agent.interpreter.process_watch import (
     ProcessWatch,
 )
 from gymwire.protocol.errors import ConfigurationError
-from tests.processes import PATIENCE_S
+from tests.processes import PATIENCE_S, wait_until
 
 PLAIN = "tests.plain_envs:Plain"
 MISBEHAVING = f"""#!{sys.executable}
@@ -311,13 +311,6 @@ class Leaving:
 
 def descriptors() -> int:
     return len([*Path("/proc/self/fd").iterdir()])
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_what_the_environment_started_ends_with_its_process_or_holds_nothing_open(

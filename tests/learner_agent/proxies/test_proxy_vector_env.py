@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import pickle
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from gymwire.protocol.errors import (
     ResetNeeded,
 )
 from gymwire.protocol.messages import Message
-from tests.processes import PATIENCE_S, Programs, programs
+from tests.processes import Programs, programs, wait_until
 from tests.quick_attributes import has_quick_attributes
 from tests.sameness import assert_same
 from tests.sampling import sampled
@@ -80,13 +79,6 @@ def broker(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def gate(tmp_path: Path) -> Path:
     """Return the file whose creation releases the environments that wait at action 1."""
     return tmp_path / "gate"
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def opened(broker: str, address: str, num_envs: int = 7, **kwargs: Any) -> ProxyVectorEnv:
