@@ -144,9 +144,10 @@ def _check_owner(tables: Tables, peer: Peer, offer: Offer) -> None:
         if other is not peer and other.lost_at is None and standing.digest != offer.digest:
             raise Refusal(
                 Code.ADDRESS_TAKEN,
-                f"The address {offer.address!r} is taken: an env agent on {other.host} offers "
-                f"{standing.env_id} there, which differs from {offer.env_id} in its "
-                f"{_difference(standing, offer)}. Choose another address.",
+                f"The address {offer.address!r} is taken: another env agent or Simulation, on "
+                f"{other.host}, offers {standing.env_id} there; this offer, {offer.env_id}, has "
+                f"another {_difference(standing, offer)}. Choose another address, or stop the "
+                f"other one first.",
             )
         if other.identity != peer.identity and not (other.rights.vouched and peer.rights.vouched):
             raise Refusal(

@@ -27,6 +27,7 @@ from gymwire.protocol.codec import MAX_MESSAGE
 from gymwire.protocol.ending_signals import ending_signals
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.transport import kernel, open_files
+from gymwire.protocol.transport.hosts import unknown_host
 from gymwire.protocol.transport.port_owner import listener_at
 
 PING_INTERVAL_S = 2.0  # between two pings of a WebSocket
@@ -225,12 +226,12 @@ def listen(host: str, port: int) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             owner = listener_at(port) or "another program"
             why = f"{owner} listens there. Stop it, or choose another port with --listen"
-        elif error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
+        elif error.errno == errno.EADDRNOTAVAIL:
             why = "it is not an address of this host. Give one that is, or 0.0.0.0 for all"
         elif error.errno == errno.EACCES:
             why = "this user may not use that port. Choose one above 1023"
         else:
-            why = error.strerror or str(error)
+            why = unknown_host(f"tcp://[{host}]:{port}") or error.strerror or str(error)
         raise ConfigurationError(f"Cannot listen at {host}:{port}: {why}.") from None
 
 

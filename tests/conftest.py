@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from gymwire.learner_agent.client import connection, direct
 from gymwire.protocol.ending_signals import HANGUP
 from tests import interpreters, sampling
-from tests.processes import Programs, programs
+from tests.processes import PATIENCE_S, Programs, programs
 
 # The tests start many interpreters, which share the compiled modules; so do the workers of `-n`.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -110,3 +111,10 @@ def _programs() -> Iterator[Programs]:
     """Starts programs that are gone after the test."""
     with programs() as started:
         yield started
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for brokers and direct connections that will come, as long as a busy machine takes."""
+    for module, name in ((connection, "CONNECT_S"), (direct, "ALWAYS_S"), (direct, "AUTO_S")):
+        monkeypatch.setattr(module, name, PATIENCE_S)

@@ -214,11 +214,13 @@ def _keep(
     )  # fmt: skip
     if training.path is not None:
         training.save(training.path)
+        done = int(result.rewards.size)
+        left = options.steps - done
+        early = f", after only {done:,} of {options.steps:,} steps" if left > 0 else ""
         kept.append(
-            f"The learner is saved in {training.path}. Play with it: "
+            f"The learner is saved in {training.path}{early}. Play with it: "
             f"{_command(options, 'run', '--policy', str(training.path))}"
         )
-        left = options.steps - int(result.rewards.size)
         if left > 0:
             path = str(training.path)
             more = ["--load", path, "--save", path, "--steps", str(left)]

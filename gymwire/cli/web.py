@@ -48,13 +48,14 @@ def command(options: Options, output: Output) -> int:
             visitors = tokens.load(options.token_file, key)
     with naming(options, "listen"):
         host, port = options.listen
+        listener = server.listen(host, port)
         if not visitors and not is_local(f"tcp://{f'[{host}]' if ':' in host else host}:{port}"):
+            listener.close()
             raise ConfigurationError(
                 f"Refusing to listen at {host} without tokens: anyone who reaches this port could "
                 f"use and offer environments. Give --token-file FILE with a table [token.NAME] for "
                 f"each user."
             )
-        listener = server.listen(host, port)
     access = Access(visitors, tokens.Visitor("this host", key), options.origin)
     gateway = app.Gateway(options.broker, broker_key, access)
     with listener:

@@ -377,6 +377,7 @@ class BrokerConnection:
 
         Returns False if the deadline comes first. Raises BrokerUnreachable, Denied.
         """
+        self._handshake.begin_call()
         own, clock, pause = sources or (self,), self.clock, self.contact.ping_s
         timers = partial(self.tick, awaited=sources)
         return self.waiting(

@@ -15,8 +15,9 @@ from typing import TypeVar
 import zmq
 
 from gymwire.protocol import logs
+from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.transport import kernel
-from gymwire.protocol.transport.hosts import addresses_of
+from gymwire.protocol.transport.hosts import addresses_of, is_this_host, unknown_host
 from gymwire.protocol.transport.port_owner import listener_at, listener_on
 
 IPC = "ipc://"
@@ -160,6 +161,22 @@ def _readable(url: str) -> str:
     return re.sub(r"\[::ffff:([0-9.]+)\]", r"\1", url)
 
 
+def check_host(url: str) -> None:
+    """Raise ConfigurationError if the host of a URL is neither this one nor an interface of it."""
+    host = url.removeprefix("tcp://").rpartition(":")[0]
+    interfaces = (name for _, name in hostsocket.if_nameindex())
+    if host != "*" and host not in interfaces and not is_this_host(url):
+        raise ConfigurationError(_foreign(url))
+
+
+def _foreign(url: str) -> str:
+    why = unknown_host(url)
+    return (
+        f"{url} is not an address of this host{why and ': '}{why}. Bind one that is, or "
+        f"tcp://*:PORT for all."
+    )
+
+
 def failure(url: str, error: zmq.ZMQError, elsewhere: str) -> str:
     """Return why a URL cannot be bound, and what to do; `elsewhere`: if its port is in use."""
     if error.errno == errno.EADDRINUSE:
@@ -176,5 +193,5 @@ def failure(url: str, error: zmq.ZMQError, elsewhere: str) -> str:
     if error.errno == errno.ENOTSOCK and url.startswith(IPC):
         return f"{url}: {url.removeprefix(IPC)} exists and is not a socket. Choose another path."
     if error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV):
-        return f"{url} is not an address of this host. Bind one that is, or tcp://*:PORT for all."
+        return _foreign(url)
     return f"Cannot listen at {url}: {zmq.strerror(error.errno or 0)}."

@@ -20,8 +20,8 @@ from gymwire.protocol.capabilities import CAPABILITIES, common
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import BrokerUnreachable, Denied, GymwireError
 from gymwire.protocol.messages import Busy, BusyReason, Hello, Message, Welcome
-from gymwire.protocol.outside_exceptions import is_from_outside
 from gymwire.protocol.transport.broker_link import BrokerLink
+from gymwire.protocol.transport.hosts import unknown_host
 from gymwire.protocol.transport.interface import LinkEvent
 
 CONNECT_S = 2.5  # how long a broker that is up may take to answer
@@ -66,7 +66,7 @@ class Handshake:
         self._repeat_at = 0.0
         self._reason = ""  # why the broker has refused this side, since its last WELCOME
         self._is_denied = False  # whether ZeroMQ has given up
-        self._has_dialed = True  # whether this side has dialed since, not ZeroMQ at any time
+        self._has_dialed = True  # whether this side has dialed since UP, and in this call
 
     def connect(
         self,
@@ -157,6 +157,10 @@ class Handshake:
             self.send_hello(now)
         return events
 
+    def begin_call(self) -> None:
+        """Let a denial count only if it answers a dial from now on: others may be old."""
+        self._has_dialed = False
+
     def _read_events(self) -> list[LinkEvent]:
         if self._is_denied:  # in an earlier call
             self._dial_again()
@@ -196,23 +200,10 @@ class Handshake:
             )
         if self._link.handshake_hint:
             return self._denied(self._link.handshake_hint)
-        unknown = _unknown_host(url)
+        unknown = unknown_host(url)
         if unknown:
             return BrokerUnreachable(f"No broker answers at {url}: {unknown}. Check the URL.")
         # ZeroMQ listens at numeric addresses only.
         at = url.replace("//localhost:", "//127.0.0.1:")
         bind = f" --bind {shlex.quote(at)}" if is_local(url) and at != DEFAULT_BROKER else ""
         return BrokerUnreachable(f"No broker answers at {url}.", url_source=URL_SOURCE, bind=bind)
-
-
-def _unknown_host(url: str) -> str:
-    """Return why the host of this URL cannot be resolved, as the rest of a sentence; else ""."""
-    if url.startswith("tcp://"):
-        host = url.removeprefix("tcp://").rpartition(":")[0].strip("[]")
-        try:
-            socket.getaddrinfo(host, None)
-        except OSError as error:
-            if is_from_outside(error):
-                raise
-            return f"the host {host!r} is unknown ({error.strerror})"
-    return ""

@@ -7,6 +7,7 @@ import socket
 from typing import Any
 
 from gymwire.protocol.address import is_local
+from gymwire.protocol.outside_exceptions import is_from_outside
 
 CYCLE_S = 2.0  # the shortest time between two attempts at the same address
 PROBE_S = 1.0  # how long an address may take to accept a connection
@@ -97,3 +98,18 @@ def _is_own_address(family: socket.AddressFamily, address: Any) -> bool:
     except OSError:
         return False
     return True
+
+
+def unknown_host(url: str) -> str:
+    """Return why the host of this URL cannot be resolved, as the rest of a sentence; else ""."""
+    if url.startswith("tcp://"):
+        host = url.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+        try:
+            socket.getaddrinfo(host, None)
+        except UnicodeError:
+            return f"the host {host!r} is not a valid name"
+        except OSError as error:
+            if is_from_outside(error):
+                raise
+            return f"the host {host!r} is unknown ({error.strerror})"
+    return ""

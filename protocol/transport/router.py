@@ -22,7 +22,7 @@ from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.security.zap import Allow
 from gymwire.protocol.transport import kernel
 from gymwire.protocol.transport.backlog import Backlogs
-from gymwire.protocol.transport.binding import BACKLOG, bind_all, failure
+from gymwire.protocol.transport.binding import BACKLOG, bind_all, check_host, failure
 from gymwire.protocol.transport.context import authenticator, context, set_common_options
 from gymwire.protocol.transport.dealer import KEEP, ZERO_COPY
 from gymwire.protocol.transport.inflow import Inflow
@@ -119,6 +119,7 @@ class Router:
         checked = [check_url(url, bind=True) for url in urls]
         remote = [url for url in checked if not is_local(url)]
         if remote and key is None and not insecure:
+            check_host(remote[0])  # a key would not help
             raise ConfigurationError(
                 f"Refusing to listen at {remote[0]} without keys: anyone who reaches this port "
                 f"could use and offer environments. Give a key (--key FILE, made by `gymwire "

@@ -346,10 +346,13 @@ def test_only_a_learner_opens_and_only_an_env_agent_offers(broker: Broker) -> No
 @pytest.mark.parametrize(
     ("other", "difference"),
     [
-        ({"env_id": "Taxi-v3"}, "in its id. "),
-        ({"observation_space": [["Discrete", "<i8", 3, 0]]}, "in its observation space. "),
-        ({"env_id": "x", "action_space": [["MultiBinary", 2]]}, "in its id and action space. "),
-        ({}, "in its digest: the versions of gymwire may differ. "),
+        ({"env_id": "Taxi-v3"}, "has another id. "),
+        ({"observation_space": [["Discrete", "<i8", 3, 0]]}, "has another observation space. "),
+        (
+            {"env_id": "x", "action_space": [["MultiBinary", 2]]},
+            "has another id and action space. ",
+        ),
+        ({}, "has another digest: the versions of gymwire may differ. "),
     ],
 )
 def test_an_address_that_stands_for_another_environment_is_taken(
@@ -360,7 +363,7 @@ def test_an_address_that_stands_for_another_environment_is_taken(
     offered = replace(offer("cartpole", digest=b"other"), **other)
     error = error_of(broker.say(ENV2, offered))
     assert error.code == Code.ADDRESS_TAKEN
-    assert "taken" in error.text
+    assert "taken: another env agent or Simulation, on host, offers CartPole-v1 there" in error.text
     assert difference in error.text
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from tests.prefork import ROOT, Forked
 from tests.processes import PATIENCE_S
 
 ADDRESS = "chain"
+LEAST_PORT, LEAST_GIVEN_PORT = 10_000, 32_768  # Linux gives sockets without a port higher ones
 
 
 def until(condition: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> None:
@@ -30,8 +32,11 @@ def until(condition: Callable[[], object], what: str, patience_s: float = PATIEN
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    """Return a port that the kernel gives nobody: a broker can be started at it again and again."""
+    while True:
+        port = random.SystemRandom().randrange(LEAST_PORT, LEAST_GIVEN_PORT)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 class Part:

@@ -177,6 +177,7 @@ def test_a_training_that_ends_early_is_reported_and_saved(
     with pytest.raises(type(failure)):
         call(screen, "train", "line", "--steps", "1000", "--save", str(path))
     assert "QLearner after only 120 of 1,000 steps" in screen.text
+    assert f"The learner is saved in {path}, after only 120 of 1,000 steps. Play" in screen.text
     assert (
         f"Continue the training with: gymwire train line --load {path} --save {path} --steps 880\n"
         in screen.text

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
-import socket
 from pathlib import Path
 from types import TracebackType
 
+from tests.chaos.fleet import free_port
 from tests.prefork import Forked, run
 from tests.processes import PATIENCE_S, ROOT
 
@@ -20,9 +20,7 @@ class Terminals:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = str(free.getsockname()[1])
+        self._port = str(free_port())
         url = f"tcp://127.0.0.1:{self._port}"
         self._env = {
             **os.environ,

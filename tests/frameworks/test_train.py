@@ -206,7 +206,8 @@ def test_an_interrupted_training_is_saved(
     assert process.returncode == status
     assert "PPO after only" in out
     play = f"gymwire run ppo/pole --policy {path} --broker {broker}"
-    assert f"is saved in {path}. Play with it: {play}\n" in out
+    assert f"is saved in {path}, after only " in out
+    assert f" steps. Play with it: {play}\n" in out
     assert "Traceback" not in errors
     assert weights(path)
 

@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
@@ -298,11 +298,13 @@ def test_a_wrong_token_is_refused(programs: Programs, tmp_path: Path) -> None:
 
 
 @contextlib.contextmanager
-def served(broker: str) -> Iterator[tuple[str, uvicorn.Server]]:
-    """Serve a gateway in a thread, which gives a silent WebSocket up after a moment."""
+def served(broker: str, ping_timeout_s: float = PATIENCE_S) -> Iterator[tuple[str, uvicorn.Server]]:
+    """Serve a gateway in a thread, which gives a silent WebSocket up after `ping_timeout_s`."""
     listener = server.listen("127.0.0.1", 0)
     gate = Gateway(broker, None, Access((), Visitor("local")))
-    config = server.configuration(make_app(gate, DOORS), ping_interval_s=0.05, ping_timeout_s=0.2)
+    config = server.configuration(
+        make_app(gate, DOORS), ping_interval_s=0.05, ping_timeout_s=ping_timeout_s
+    )
     running = server.Server(config)
     thread = threading.Thread(target=asyncio.run, args=(running.serve([listener]),))
     thread.start()
@@ -314,8 +316,11 @@ def served(broker: str) -> Iterator[tuple[str, uvicorn.Server]]:
         listener.close()
 
 
-def ask(url: str, *parts: str) -> bytes:
-    """Send these texts over a connection of its own; return all that is answered."""
+def ask(url: str, *parts: str, answered: Callable[[], object] = lambda: None) -> bytes:
+    """Send these texts over a connection of its own; return all that is answered.
+
+    `answered` is called as soon as an answer arrives.
+    """
     host, _, port = url.removeprefix("http://").rpartition(":")
     with socket.create_connection((host, int(port)), PATIENCE_S) as client:
         for part in parts:
@@ -324,6 +329,7 @@ def ask(url: str, *parts: str) -> bytes:
         with contextlib.suppress(ConnectionResetError):
             while received := client.recv(4096):
                 answer += received
+                answered()
         return answer
 
 
@@ -333,17 +339,22 @@ GET = "GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 def test_a_client_that_sends_no_request_in_time_is_cut_off(
     shared: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "REQUEST_S", 0.3)
+    def hurry() -> None:
+        monkeypatch.setattr(server, "REQUEST_S", 0.3)
+
+    monkeypatch.setattr(server, "REQUEST_S", PATIENCE_S)
     monkeypatch.setattr(limits, "BODY_S", 0.3)
-    with served(shared[0]) as (url, _):
+    with served(shared[0]) as (url, _), learner(url) as peer:
+        ok = ask(url, f"{GET}\r\n", GET, answered=hurry)
+        assert ok.endswith(b'{"status":"ok"}')
         assert ask(url) == ask(url, GET) == b""
-        assert ask(url, f"{GET}\r\n", GET).endswith(b'{"status":"ok"}')
-        answer = ask(url, f"POST{GET[3:]}Content-Length: 9\r\n\r\n", "123")
+        monkeypatch.setattr(server, "REQUEST_S", PATIENCE_S)
+        head = f"POST{GET[3:]}Content-Length: 9\r\n\r\n"
+        answer = ask(url, head, "123", answered=hurry)
         assert b" 408 " in answer
         assert b"must arrive within 0.3 s" in answer
-        with learner(url) as peer:  # which needs longer
-            opened(peer, b"z" * 16)
-            peer.send(Bye("done"))
+        opened(peer, b"z" * 16)  # a WebSocket may need longer
+        peer.send(Bye("done"))
 
 
 def test_a_message_of_endless_fragments_is_cut_off(
@@ -358,7 +369,7 @@ def test_a_message_of_endless_fragments_is_cut_off(
 
 
 def test_a_peer_that_neither_answers_nor_reads_is_cut_off(shared: tuple[str, str]) -> None:
-    with served(shared[0]) as (url, running):
+    with served(shared[0], ping_timeout_s=0.2) as (url, running):
         host, _, port = url.removeprefix("http://").rpartition(":")
         with socket.create_connection((host, int(port))) as silent:
             request = (
@@ -366,8 +377,9 @@ def test_a_peer_that_neither_answers_nor_reads_is_cut_off(shared: tuple[str, str
                 f"Upgrade\r\nSec-WebSocket-Key: {'A' * 22}==\r\nSec-WebSocket-Version: 13\r\n\r\n"
             )
             silent.sendall(request.encode())
-            until(lambda: bool(running.server_state.connections))
+            assert silent.recv(1) == b"H"  # it is connected, and reads no more
             until(lambda: not running.server_state.connections)
+        running.config.ws_ping_timeout = PATIENCE_S  # also for a machine that is busy
         with learner(url) as peer:  # which answers pings by itself
             opened(peer, b"y" * 16)
             peer.send(Bye("done"))

@@ -26,6 +26,8 @@ from tests.processes import Program, Programs, programs
 from tests.sameness import assert_same
 from tests.system.test_pools import eventually, rows
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 PATHS = ["never", "always"]  # relayed and direct
 
 

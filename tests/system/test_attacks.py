@@ -221,10 +221,8 @@ def _go_on(env: ProxyEnv) -> None:
 
 
 def test_an_unknown_key_gets_an_error_at_once(site: Site) -> None:
-    began = time.monotonic()
     with pytest.raises(Denied, match=r"does not know the key .*identity [a-z2-7]{16}"):
-        site.connection("stranger")
-    assert time.monotonic() - began < 3.0
+        site.connection("stranger")  # after CONNECT_S there would be another error
 
 
 def test_a_learner_without_keys_gets_an_error_at_once(site: Site) -> None:
@@ -320,10 +318,14 @@ def test_a_process_whose_key_check_died_does_not_go_on() -> None:
         "def broken(key): raise RuntimeError('broken')\n"
         "listening = router.Router(['tcp://127.0.0.1:*'], key=pair, allow=broken)\n"
         "dialing = dealer.Dealer(listening.urls[0], key=pair, server_key=public)\n"
-        "time.sleep(60)\n"
+        "time.sleep(600)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
     assert done.returncode == 70
     assert "key check failed" in done.stdout + done.stderr

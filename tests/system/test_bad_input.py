@@ -34,6 +34,7 @@ from gymwire.protocol.errors import (
     VersionMismatch,
 )
 from gymwire.protocol.messages import Code, Error, Ping
+from tests.chaos.fleet import free_port
 from tests.processes import PATIENCE_S, Programs, programs
 from tests.sameness import assert_same
 
@@ -60,12 +61,6 @@ def broker(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with programs() as started:
         started.env_agent(broker_url, "--config", str(config))
         yield broker_url
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 # --- connecting -------------------------------------------------------------------------------
@@ -263,7 +258,7 @@ def test_an_env_agent_killed_during_a_step_is_lost(
 
 def test_a_frozen_env_agent_is_lost(broker_url: str, programs: Programs) -> None:
     _mortal(programs, broker_url, "freezing")
-    with ProxyEnv("freezing", broker_url, step_timeout_s=10.0) as env:
+    with ProxyEnv("freezing", broker_url, step_timeout_s=PATIENCE_S) as env:
         env.reset()
         with pytest.raises(EnvironmentLost, match=r"'freezing' \(host .*\) is lost at request 2"):
             env.step(2)
@@ -310,7 +305,7 @@ def test_a_long_step_outlasts_a_short_tolerance_of_silence(broker: str) -> None:
 def test_a_broker_that_never_comes_back_is_an_error_after_timeout_s(programs: Programs) -> None:
     broker, url = programs.broker()
     programs.env_agent(url, "--address", "cartpole", "--env", "CartPole-v1")
-    env = ProxyEnv("cartpole", url, timeout_s=2.0, step_timeout_s=4.0)
+    env = ProxyEnv("cartpole", url, timeout_s=2.0, step_timeout_s=PATIENCE_S)
     env.reset()
     broker.kill()
     with pytest.raises(BrokerUnreachable, match="silent for 2 s"):
@@ -319,7 +314,7 @@ def test_a_broker_that_never_comes_back_is_an_error_after_timeout_s(programs: Pr
 
 
 def test_a_restart_of_the_broker_does_not_change_a_training(programs: Programs) -> None:
-    url = f"tcp://127.0.0.1:{_free_port()}"
+    url = f"tcp://127.0.0.1:{free_port()}"
     broker, _ = programs.broker(url)
     programs.env_agent(url, "--address", "cartpole", "--env", "CartPole-v1")
     with ProxyEnv("cartpole", url) as env, gymnasium.make("CartPole-v1") as local:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.chaos.fleet import free_port
 from tests.processes import ROOT
 from tests.sampling import thorough
 
@@ -20,9 +21,7 @@ PATIENCE_S = 90.0  # a machine that does nothing else needs 10
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_port()
 
 
 class Done(NamedTuple):

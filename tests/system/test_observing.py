@@ -21,6 +21,8 @@ from gymwire.protocol.messages import EndedBy
 from tests.processes import Programs, programs
 from tests.system.test_pools import eventually, pool, rows, session, wait_for_rows
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 PATHS = ("never", "always")
 CARTPOLE = ("--address", "cartpole", "--env", "CartPole-v1")
 

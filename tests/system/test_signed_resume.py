@@ -19,6 +19,8 @@ from gymwire.protocol.security import keys
 from tests.prefork import Forked
 from tests.processes import PATIENCE_S, Program, programs
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 PATHS = ["never", "always"]
 
 

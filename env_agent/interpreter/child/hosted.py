@@ -156,11 +156,21 @@ class Hosted:
         self._check_spaces()
         if result is None:  # a `return` is missing, which the env agent reports
             return None
-        is_pair = type(result) is tuple and len(result) == 2 and isinstance(result[1], Mapping)
-        may_be_seen = hasattr(self._spaces["observation_space"], "spaces")
-        if is_pair and (self._reset_takes["seed"] or not may_be_seen):
+        if type(result) is tuple and len(result) == 2 and self._is_pair(result[1]):
             return result
         return result, {}
+
+    def _is_pair(self, info: Any) -> bool:
+        """Return whether a tuple that ends with this is no observation of old gym, but a pair.
+
+        An info that is wrong is still one, which the env agent reports, if the observation cannot
+        be a tuple of two: without parts, it is an array of another length, or a scalar.
+        """
+        space = self._spaces["observation_space"]
+        in_parts, shape = hasattr(space, "spaces"), getattr(space, "shape", None)
+        if isinstance(info, Mapping):
+            return self._reset_takes["seed"] or not in_parts
+        return not in_parts and shape is not None and tuple(shape[:1]) != (2,)
 
     def _check_spaces(self) -> None:
         for name in self._used:

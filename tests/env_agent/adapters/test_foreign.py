@@ -214,6 +214,27 @@ def test_a_step_in_another_interpreter_becomes_what_it_becomes_here(
         assert_same(there.step(0), expected)
 
 
+@pytest.mark.parametrize(
+    ("space", "result", "is_pair"),
+    [
+        (spaces.Box(0, 1, (3,)), (np.zeros(3, np.float32), [1]), True),
+        (spaces.Discrete(3), (1, [1]), True),
+        (BOX, (0.5, 0.25), False),
+        (spaces.Tuple([spaces.Discrete(3), spaces.MultiDiscrete([2])]), (1, [1]), False),
+    ],
+)
+def test_a_reset_in_another_interpreter_returns_a_pair_unless_its_space_has_two_parts(
+    space: Any, result: Any, is_pair: bool
+) -> None:
+    class Resets(Old):
+        observation_space = space
+
+        def reset(self) -> Any:
+            return result
+
+    assert Hosted(Resets(), None).reset(None, None) == (result if is_pair else (result, {}))
+
+
 def test_the_generator_of_old_gym_is_the_one_that_it_draws_from() -> None:
     expected, runner = np.random.default_rng(3), Runner(make(Drawing))
     state = runner.access(Call("get", "np_random"))["value"]

@@ -36,10 +36,10 @@ def end(watch: Watch) -> None:
     """Start a process that prints nothing and ends, and wait until its pipes are closed."""
     ended = threading.Event()
     process, *pipes = watch.start(["/bin/true"], {}, lambda process: ended.set())
-    assert ended.wait(10)
+    assert ended.wait(PATIENCE_S)
     process.wait()
     for _ in (process.stdout, process.stderr):
-        assert watch.handled.acquire(timeout=10)
+        assert watch.handled.acquire(timeout=PATIENCE_S)
     for pipe in pipes:
         os.close(pipe)
 
@@ -69,11 +69,11 @@ def test_a_process_that_reads_its_output_back_does_not_stop_the_thread() -> None
         process, *pipes = watch.start(
             [sys.executable, "-c", PRINTS_TWICE], {}, lambda process: ended.set()
         )
-        assert watch.handled.acquire(timeout=10)
+        assert watch.handled.acquire(timeout=PATIENCE_S)
         os.write(pipes[1], b"1")
-        assert ended.wait(10)
+        assert ended.wait(PATIENCE_S)
         for _ in range(3):  # the second line, and the end of both streams
-            assert watch.handled.acquire(timeout=10)
+            assert watch.handled.acquire(timeout=PATIENCE_S)
     process.wait()
     for pipe in pipes:
         os.close(pipe)

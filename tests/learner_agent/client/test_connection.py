@@ -682,13 +682,43 @@ def test_all_calls_after_the_removal_of_the_key_say_the_same(
             dealer.inbox.append(bytes(PLAIN.encode(Error(Code.DENIED, "Another text."), 0, 0)))
             with pytest.raises(Denied, match=REMOVED):
                 connection.find()
-            for number in range(2):
-                dealer.news += [LinkEvent(False, 1, denied="unknown key")]
+            denied = LinkEvent(False, 1, denied="unknown key")
+            patch.setattr(dealer, "dial_again", lambda: dealer.news.append(denied))
+            dealer.news.append(denied)
+            for _ in range(2):
                 with pytest.raises(Denied, match=REMOVED):
                     connection.open("cartpole")
-                assert dealer.dialed_again == number
         dealer.news += [LinkEvent(True, 1)]  # the key is back
         connection.open("cartpole")
+
+
+def test_a_denial_that_answers_the_dial_of_an_earlier_call_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Network() as network:
+        loop = agent(network)
+        connection = network.connection()
+        session = connection.open("cartpole")
+        session.request(Reset(0))
+        delay(network, loop, Kind.PERCEPT, AWAY_S, monkeypatch)
+        dealer = cast(Dealer, connection.link._dealer)
+        denied = LinkEvent(False, 1, denied="unknown key")
+        dealer.news += [LinkEvent(False, 1), denied]
+        with monkeypatch.context() as patch:
+            patch.setattr(network, "carry", lambda *_: None)  # nobody answers
+            with pytest.raises(RequestTimeout):
+                connection.ask(Find("cartpole"), timeout_s=0.5)
+        assert dealer.dialed_again == 1
+        network.pass_time(5.0)
+        dealer.news.append(denied)  # the answer; the next call reads it, when the key is back
+        session.request(Act(0))
+        assert dealer.dialed_again == 2
+        dealer.news.append(denied)
+        with monkeypatch.context() as patch:
+            patch.setattr(network, "carry", lambda *_: None)
+            patch.setattr(dealer, "dial_again", lambda: dealer.news.append(denied))
+            with pytest.raises(Denied, match="unknown key"):  # it answers the dial of this call
+                connection.find()
 
 
 def test_each_session_may_teach_the_codec_of_steps_that_it_shares() -> None:

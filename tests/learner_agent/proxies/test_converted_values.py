@@ -16,6 +16,8 @@ from tests.processes import programs
 from tests.sameness import assert_same
 from tests.typed_envs import Fortran, Typed, Weather
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 
 @pytest.fixture(scope="module")
 def broker(broker_url: str) -> Iterator[str]:

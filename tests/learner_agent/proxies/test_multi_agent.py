@@ -18,6 +18,8 @@ from tests.multi_agent_envs import Bare, Countdown, Hurried, Visitors, turns
 from tests.processes import programs
 from tests.sameness import assert_same
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 OFFERS = {
     "visitors": "tests.multi_agent_envs:Visitors",
     "countdown": "tests.multi_agent_envs:Countdown",

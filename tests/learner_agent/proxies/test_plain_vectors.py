@@ -32,6 +32,8 @@ from tests.sampling import sampled
 from tests.space_zoo import ZOO
 from tests.vector_envs import Moody, VectorZooEnv
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 EXPOSED = ["mood", "np_random", "action_masks"]
 
 

@@ -24,6 +24,8 @@ from gymwire.protocol.transport.broker_link import BrokerLink
 from tests import prefork
 from tests.processes import PATIENCE_S, programs
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 OFFERS = """
 [[offer]]
 address = "gated"

@@ -294,9 +294,17 @@ def test_the_error_says_that_a_port_is_in_use(router: Router) -> None:
         Router(router.urls)
 
 
-def test_an_address_of_another_host_cannot_be_bound() -> None:
-    with pytest.raises(ConfigurationError, match="not an address of this host"):
-        Router(["tcp://192.0.2.1:5555"], insecure=True)
+@pytest.mark.parametrize("insecure", [False, True])
+@pytest.mark.parametrize(
+    ("host", "why"),
+    [
+        ("192.0.2.1", r"is not an address of this host\. Bind"),
+        ("no.such.host.invalid", "of this host: the host 'no.such.host.invalid' is unknown"),
+    ],
+)
+def test_an_address_of_another_host_cannot_be_bound(host: str, why: str, insecure: bool) -> None:
+    with pytest.raises(ConfigurationError, match=f"^tcp://{host}:5555 .*{why}"):
+        Router([f"tcp://{host}:5555"], insecure=insecure)
 
 
 def test_several_urls_may_be_listened_at(tmp_path: Path) -> None:
