@@ -333,7 +333,7 @@ def test_every_space_of_gymnasium_gives_what_it_gives_here() -> None:
             assert remote.observation_space == local.observation_space
             assert remote.action_space == local.action_space
             assert describe(remote, "x").metadata == describe(local, "x").metadata
-            start = {"seed": 3, "options": {"a": 1}}
+            start: dict[str, Any] = {"seed": 3, "options": {"a": 1}}
             assert_same(remote.reset(**start), local.reset(**start))
             local.action_space.seed(5)
             for _ in range(9):
