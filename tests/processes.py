@@ -8,8 +8,7 @@ import os
 import signal
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from tests.prefork import ROOT as ROOT
@@ -23,14 +22,6 @@ from gymwire.cli import main, progress
 progress.LINE_AT_LEAST_S = progress.LINE_AT_MOST_S = 0.0
 sys.exit(main())
 """
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    """Wait until a condition holds."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 class Program:
