@@ -14,6 +14,7 @@ import gymnasium
 
 from gymwire.env_agent.failure_reports import CodeRaised
 from gymwire.env_agent.forks import end_if_forked
+from gymwire.env_agent.interpreter.child.targets import find
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.extras import not_installed, pip
 
@@ -69,18 +70,9 @@ def look_up(name: str, option: str = "") -> Any:
     name = option + name
     if module_name.endswith(".py"):
         path = Path(module_name)
-        return import_(path.stem, name, lambda: _attribute(_load(path, name), attribute))
+        return import_(path.stem, name, lambda: find(_load(path, name), attribute))
     check_module(module_name, name)
-    return import_(
-        module_name, name, lambda: _attribute(importlib.import_module(module_name), attribute)
-    )
-
-
-def _attribute(target: Any, names: str) -> Any:
-    """Return what `NAME` or `NAME.NAME` names in a module, which may import it only now."""
-    for name in names.split("."):
-        target = getattr(target, name, None)
-    return target
+    return import_(module_name, name, lambda: find(importlib.import_module(module_name), attribute))
 
 
 def _load(path: Path, name: str) -> Any:

@@ -100,7 +100,7 @@ class Jobs:
     def count_failure(self, error: BaseException, slot: Slot | None = None) -> None:
         """Log a bug in the handling of a request, which may be one of a session.
 
-        What a signal handler of an environment raises is no such bug, and is logged as what it is.
+        An exception of an environment's signal handler is not a bug of ours, and the log says so.
         """
         facts = {} if slot is None else slot.facts
         text = failure_reports.summary(error)[:200]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from gymwire.fleet.engines import ENGINES
 from gymwire.fleet.scaling import number_of
 from gymwire.protocol.errors import ConfigurationError
-from gymwire.protocol.extras import install_line
+from gymwire.protocol.extras import missing
 
 if TYPE_CHECKING:
     from gymwire.fleet.description import Fleet
@@ -143,8 +143,5 @@ def open_engine(kind: str, fleet: Fleet) -> Engine:
     except ModuleNotFoundError as error:
         if not extra or error.name is None:
             raise
-        raise ConfigurationError(
-            f"--on {kind} needs {error.name}, which is not installed. Install it with: "
-            f"{install_line(extra)}"
-        ) from None
+        raise ConfigurationError(missing(f"--on {kind} needs {error.name}", extra)) from None
     return engine

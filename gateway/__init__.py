@@ -2,14 +2,12 @@
 
 from importlib import import_module
 
-from gymwire.protocol.extras import install_line
+from gymwire.protocol.extras import missing
 
 try:
     for name in ("prometheus_client", "starlette", "uvicorn", "websockets"):
         import_module(name)
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        f"`gymwire web` needs {error.name}, which is not installed. Install it with: "
-        f"{install_line('web')}",
-        name=error.name,
+        missing(f"`gymwire web` needs {error.name}", "web"), name=error.name
     ) from error

@@ -41,7 +41,7 @@ _LOST = (ClientDisconnect, anyio.BrokenResourceError, anyio.ClosedResourceError)
 class SdkLog(logging.Handler):
     """Writes what the SDK reports to the log of gymwire: one line, without a traceback.
 
-    That a client has disconnected is no error.
+    A client that disconnects is not an error.
     """
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -36,7 +36,8 @@ REQUEST_S = 10.0  # how long a client may take to send the head of a request
 ANSWER_S = 30.0  # a client that reads nothing of its answer for this long is cut off
 CHECK_EVERY_S = 1.0
 MAX_STRANGERS = 256  # connections without a valid token at the same time
-FILES_PER_STRANGER = 4  # that the gateway may open for each of them; if it may not, they are fewer
+# descriptors for each of them; with a lower limit on open files, fewer are admitted
+FILES_PER_STRANGER = 4
 STOP_S = 2.0  # how long open requests may take to end when the gateway stops
 BACKLOG = 1024
 MAX_FRAGMENTS = 65_536  # of a message: empty ones do not count towards its largest size
@@ -63,13 +64,14 @@ class _WebSocket(WebSocketsSansIOProtocol):
 class _Http(H11Protocol):
     """HTTP whose clients must send their requests, and read the answers, in time.
 
-    Each connection takes a descriptor. `strangers`: those of all clients without a token.
+    Each connection takes a descriptor. `strangers`: the newest connections; the oldest is cut off
+    if it has shown no valid token.
     """
 
     def __init__(self, *args: Any, strangers: Strangers, **options: Any) -> None:
         super().__init__(*args, **options)
         self._strangers = strangers
-        self._taken = 0  # bytes of answers, by the client's system
+        self._taken = 0  # bytes of answers that the client's system has acknowledged
         self._active_at = self.loop.time()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -87,8 +89,8 @@ class _Http(H11Protocol):
         """Leave the connection to the protocol of WebSockets, which has pings."""
         self._forget()
         if self._unsent() or kernel.unread(self._fd()):
-            # Other clients read the last answer before they ask for a WebSocket. This one might
-            # never read a refusal either.
+            # A usual client reads the last answer before it asks for a WebSocket. A client that
+            # does not might never read a refusal either, so cut it off.
             self.transport.abort()
         else:
             super().handle_websocket_upgrade(event)
@@ -195,7 +197,10 @@ class Server(UvicornServer):
 
 
 def _cancellable(app: ASGIApp) -> ASGIApp:
-    """Return the application, with requests that may be cancelled: uvicorn reports that."""
+    """Return the application, which ends quietly if its request is cancelled.
+
+    Otherwise, uvicorn would log an error.
+    """
 
     async def handle(scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -71,15 +71,3 @@ def after(state: State, request: Kind, reply: Kind) -> State:
         raise MoveError(
             f"{reply.name} is not a reply to {request.name} in the state {state.value!r}."
         ) from None
-
-
-def mermaid() -> str:
-    """Return the table as a Mermaid state diagram, as in docs/protocol.md."""
-    lines = ["stateDiagram-v2", "    [*] --> ready: OPEN / OPENED"]
-    for state, moves in MOVES.items():
-        for request, replies in moves.items():
-            for reply, target in replies.items():
-                label = f"{request.name} / {reply.name}"
-                lines.append(f"    {state.value} --> {target.value}: {label}")
-    lines.append("    closed --> [*]")
-    return "\n".join(lines)

@@ -24,6 +24,11 @@ def install_line(extra: str) -> str:
     )
 
 
+def missing(need: str, extra: str) -> str:
+    """Return the text that `need`, such as "Plots need matplotlib", is not met without an extra."""
+    return f"{need}, which is not installed. Install it with: {install_line(extra)}"
+
+
 def not_installed(name: str, error: Exception) -> ConfigurationError:
     """Return the error that says what to install for an environment, as its package advises."""
     advice = re.sub(r"(?<!-m )\bpip(?= install\b)", pip(), str(error))

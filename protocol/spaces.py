@@ -229,7 +229,7 @@ def _describe_at(space: Space[Any], context: _NodeContext) -> Iterator[list[Any]
 
 
 def _bounds_of(space: Space[Any], *rows: int) -> int:
-    """Return what to charge for the bounds of a space, or of a batch of it with so many rows."""
+    """Return what to charge for the bounds of a space, or of a batch of it with `rows` rows."""
     return 0 if space.dtype is None else _size_of_bounds((*rows, *(space.shape or ())), space.dtype)
 
 

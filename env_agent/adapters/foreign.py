@@ -12,9 +12,11 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium import Space, spaces
+from gymnasium import Space
 
 from gymwire.env_agent.interpreter import child_spaces
+from gymwire.env_agent.interpreter.child import dm_envs, libraries
+from gymwire.env_agent.interpreter.child.failures import WrongTarget
 from gymwire.env_agent.interpreter.child.hosted import five_results
 from gymwire.env_agent.interpreter.child.spaces import read_space
 from gymwire.protocol import generators, logs
@@ -40,12 +42,22 @@ class _Adapter(gymnasium.Env[Any, Any]):
 
     def __init__(self, made: Any, render_mode: str | None) -> None:
         self._made = made
+        self._has_warned = False
         self.render_mode = getattr(made, "render_mode", None) or render_mode
 
     def __getattr__(self, name: str) -> Any:
         if name == "_made":
             raise AttributeError(name)
         return getattr(self._made, name)
+
+    def _seed(self, env: Any, seed: int) -> None:
+        if hasattr(env, "seed"):
+            env.seed(seed)
+        elif not self._has_warned:
+            self._has_warned = True
+            logs.logger().warning(
+                "seed ignored", env=_name(self._made), why="the environment takes none"
+            )
 
     def close(self) -> None:
         """Close the environment."""
@@ -56,21 +68,14 @@ class OldGym(_Adapter):
     """An environment of gym, from 0.21 to 0.26.
 
     A step of four values has ended by truncation if its info has `TimeLimit.truncated`, which is
-    removed. A seed goes to `reset` if that takes one, else to `seed()`.
+    removed. A seed goes to `reset` if that takes one, else to `seed()` if there is one.
     """
 
     def __init__(self, made: Any, render_mode: str | None) -> None:
         super().__init__(made, render_mode)
         self.observation_space = _read(made.observation_space, "observation_space")
         self.action_space = _read(made.action_space, "action_space")
-        metadata = dict(made.metadata)
-        for old, name in (
-            ("render.modes", "render_modes"),
-            ("video.frames_per_second", "render_fps"),
-        ):
-            if old in metadata:
-                metadata[name] = metadata.pop(old)
-        self.metadata = {"render_modes": [], **metadata}
+        self.metadata = {"render_modes": [], **renamed(made.metadata)}
         parameters = inspect.signature(made.reset).parameters
         self._reset_takes = {
             name
@@ -100,7 +105,7 @@ class OldGym(_Adapter):
         """Start an episode; return the observation, and the info if there is one."""
         given = {"seed": seed, "options": options}
         if seed is not None and "seed" not in self._reset_takes:
-            self._made.seed(seed)
+            self._seed(self._made, seed)
         if options and "options" not in self._reset_takes:
             raise TypeError(f"The reset of {_name(self._made)} takes no options.")
         taken = {k: v for k, v in given.items() if k in self._reset_takes and v is not None}
@@ -123,52 +128,38 @@ class OldGym(_Adapter):
 
 
 class DmEnv(_Adapter):
-    """An environment of dm_env, such as those of dm_control.
-
-    The last step of an episode has terminated if its discount is 0, and is truncated otherwise.
-    The info has the discount. A seed becomes the RandomState of a dm_control task.
-    """
+    """An environment of dm_env, with what `child/dm_envs.py` makes of it, and rendering."""
 
     def __init__(self, made: Any, render_mode: str | None) -> None:
         super().__init__(made, render_mode)
-        self.observation_space = _from_spec(made.observation_spec(), "observation_spec")
-        self.action_space = _from_spec(made.action_spec(), "action_spec")
+        libraries.use_numpy()
+        try:
+            self._converted = dm_envs.DmEnv(made)
+        except WrongTarget as error:
+            raise ConfigurationError(f"{_name(made)}: {error}.") from None
+        self.observation_space = _read(self._converted.observation_space, "observation_spec")
+        self.action_space = _read(self._converted.action_space, "action_spec")
         self.metadata = {"render_modes": ["rgb_array"] if hasattr(made, "physics") else []}
-        self._has_warned = False
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode; return its first observation."""
-        if options:
-            raise TypeError(f"The reset of {_name(self._made)} takes no options.")
         if seed is not None:
-            self._seed(seed)
-        first = self._made.reset()
-        return _arrays(first.observation, self.observation_space), {}
+            self._seed(self._converted, seed)
+        return self._converted.reset(options=options), {}
 
-    def _seed(self, seed: int) -> None:
-        task: Any = getattr(self._made, "task", None)
-        if hasattr(task, "_random"):
-            task._random = np.random.RandomState(seed)  # noqa: SLF001 - dm_control has no other way
-        elif hasattr(self._made, "seed"):
-            self._made.seed(seed)
-        elif not self._has_warned:
-            self._has_warned = True
-            logs.logger().warning(
-                "seed ignored", env=_name(self._made), why="the environment takes none"
-            )
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> Any:
         """Run one step."""
-        made = self._made.step(action)
-        is_last = bool(made.last())
-        terminated = is_last and made.discount == 0
-        observation = _arrays(made.observation, self.observation_space)
-        truncated = is_last and not terminated
-        return observation, made.reward, bool(terminated), truncated, {"discount": made.discount}
+        return self._converted.step(action)
 
     def render(self) -> Any:
         """Return an image of the physics of dm_control."""
         return self._made.physics.render()
+
+
+def renamed(metadata: Any) -> dict[str, Any]:
+    """Return metadata with Gymnasium's keys in the place of those of old gym."""
+    names = {"render.modes": "render_modes", "video.frames_per_second": "render_fps"}
+    return {names.get(key, key): value for key, value in metadata.items()}
 
 
 def _name(made: Any) -> str:
@@ -178,35 +169,3 @@ def _name(made: Any) -> str:
 def _read(space: Any, root: str) -> Space[Any]:
     """Return a space of Gymnasium with the attributes of another one."""
     return child_spaces.build(read_space(space), root)
-
-
-def _from_spec(spec: Any, root: str) -> Space[Any]:
-    """Return the space of a spec of dm_env, or of a dict or a list of specs."""
-    if isinstance(spec, dict):
-        return spaces.Dict([(key, _from_spec(one, f"{root}.{key}")) for key, one in spec.items()])
-    if isinstance(spec, (list, tuple)):
-        return spaces.Tuple([_from_spec(one, f"{root}[{i}]") for i, one in enumerate(spec)])
-    dtype = np.dtype(spec.dtype)
-    if hasattr(spec, "num_values"):
-        return spaces.Discrete(int(spec.num_values), dtype=dtype.type)
-    if dtype.kind not in "biuf":
-        raise ConfigurationError(f"{root} has the dtype {dtype}, for which there is no space.")
-    if hasattr(spec, "minimum"):
-        least, most = spec.minimum, spec.maximum
-    elif dtype.kind == "f":
-        least, most = -np.inf, np.inf
-    elif dtype.kind == "b":
-        least, most = False, True
-    else:
-        least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
-    low, high = (np.broadcast_to(np.asarray(one, dtype), spec.shape) for one in (least, most))
-    return spaces.Box(low, high, spec.shape, dtype.type)
-
-
-def _arrays(value: Any, space: Space[Any]) -> Any:
-    """Return an observation of dm_env as its space has it: numbers of a Box become arrays."""
-    if isinstance(space, spaces.Dict):
-        return {key: _arrays(value[key], one) for key, one in space.spaces.items()}
-    if isinstance(space, spaces.Tuple):
-        return tuple(_arrays(v, one) for v, one in zip(value, space.spaces, strict=True))
-    return np.asarray(value, space.dtype) if isinstance(space, spaces.Box) else value

@@ -11,6 +11,7 @@ from gymnasium import Space
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector.utils import iterate
 
+from gymwire.env_agent.adapters import foreign
 from gymwire.env_agent.closing import closed_on_error
 from gymwire.env_agent.elsewhere import RunsElsewhere
 from gymwire.env_agent.hosted_vector import HostedVector
@@ -90,7 +91,7 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
         self.foreign_spaces = [
             part for one in read for part in child_spaces.foreign(facts[one], one)
         ]
-        self.metadata = _metadata(facts["metadata"])
+        self.metadata = foreign.renamed(facts["metadata"])
         self.render_mode = facts["render_mode"]
         self.spec = _spec(facts["spec"])
         self.kind = facts["kind"]
@@ -273,12 +274,6 @@ def built(root: str, found: Any, name: str) -> Space[Any]:
             f"{name}: the spaces cannot be read from the environment's attributes: {error} Give "
             f"them with --spaces module:NAME."
         ) from None
-
-
-def _metadata(found: Any) -> dict[str, Any]:
-    """Return the metadata, with Gymnasium's keys in the place of those of old gym."""
-    renamed = {"render.modes": "render_modes", "video.frames_per_second": "render_fps"}
-    return {renamed.get(key, key): value for key, value in found.items()}
 
 
 def _spec(found: Any) -> EnvSpec | None:

@@ -36,7 +36,7 @@ from gymwire.protocol.errors import (
 
 PROGRAM = str(Path(child.__file__).resolve().with_name("__main__.py"))
 OLDEST = (3, 7)  # the oldest Python that runs `child`
-# Any Python can run it, but older ones than `OLDEST` cannot read `child`.
+# Every Python can run this. Those before OLDEST cannot parse `child`.
 _ASK_VERSION = "import sys; sys.stdout.write('Python %d.%d' % sys.version_info[:2])"
 START_S = 30.0  # for an interpreter to start, without the imports of the environment
 END_S = 2.0  # for a process that has closed its connection, or whose environments are closed
@@ -125,7 +125,8 @@ class ChildProcess:
                     self._answers[first] = answer
                 answer = None
         if answer[0] == RAISED:
-            raise self._exception(answer)  # a variable here would keep it, and the answer
+            # Not in a variable: the traceback would keep the exception and the answer alive.
+            raise self._exception(answer)
         return answer
 
     def step(self, index: int, action: bytes) -> Answer:

@@ -31,7 +31,7 @@ _PER_ENV = ("has_each", "get_attr", "set_attr")
 class OwnVector(ChildEnv):
     """A vector in another process. `vectors.adapt` makes Gymnasium's of it, as of others'.
 
-    `request`: what the learner requests; behind it are the arguments of ChildEnv. Raises
+    `request`: what the learner requests, followed by the arguments of ChildEnv. Raises
     ConfigurationError if it has another number of environments.
 
     Attributes:

@@ -23,7 +23,8 @@ MAX_LINES = 50  # of a stream that are looked at within one interval; the others
 LINES_EVERY_S = 1.0
 MAX_READ = 1 << 16
 PROCESS_FILES = 5  # descriptors for each process: requests, answers, its end, and two outputs
-REAP_EVERY_S = 1.0  # how often to try it with a process that has ended, but not for its tracer
+# Between two attempts to reap a process that has ended and that a tracer still holds.
+REAP_EVERY_S = 1.0
 MAX_LAST_READS = 16  # after a process has ended: a pipe holds 64 KiB (one read), at most 1 MiB
 
 

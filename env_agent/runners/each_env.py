@@ -10,8 +10,9 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 
+from gymwire.env_agent.interpreter.child.generators import GENERATOR
 from gymwire.env_agent.runners.env_generators import EnvGenerators
-from gymwire.env_agent.runners.holders import GENERATOR, find_holder
+from gymwire.env_agent.runners.holders import find_holder
 from gymwire.protocol.capabilities import EACH_MODES
 from gymwire.protocol.messages import Call
 

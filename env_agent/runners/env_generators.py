@@ -9,7 +9,8 @@ from typing import Any
 
 from gymnasium.vector import VectorEnv
 
-from gymwire.env_agent.runners.holders import GENERATOR, find_holder
+from gymwire.env_agent.interpreter.child.generators import GENERATOR
+from gymwire.env_agent.runners.holders import find_holder
 from gymwire.protocol import generators, values
 
 

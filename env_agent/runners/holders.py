@@ -9,8 +9,6 @@ from gymnasium.vector import VectorWrapper
 from gymwire.env_agent.interpreter.child.generators import GENERATOR
 from gymwire.env_agent.interpreter.child_vector import AdaptedOwnVector
 
-__all__ = ["GENERATOR", "find_holder"]
-
 
 def find_holder(env: Any, name: str) -> tuple[Any, bool]:
     """Return the vector that has an attribute, and whether its `get_attr` and `set_attr` reach it.

@@ -16,11 +16,12 @@ from gymwire.env_agent.description import Description, describe
 from gymwire.env_agent.elsewhere import why_gone
 from gymwire.env_agent.factory import Env, Vector
 from gymwire.env_agent.hosted_vector import HostedVector
+from gymwire.env_agent.interpreter.child.generators import GENERATOR
 from gymwire.env_agent.interpreter.child_env import ChildEnv
 from gymwire.env_agent.results import unpack
 from gymwire.env_agent.runners.each_env import access_each, is_for_each
 from gymwire.env_agent.runners.env_generators import EnvGenerators, generators_kept
-from gymwire.env_agent.runners.holders import GENERATOR, find_holder
+from gymwire.env_agent.runners.holders import find_holder
 from gymwire.env_agent.space_watch import SpaceWatch
 from gymwire.protocol import remote_space, spaces, vector_infos
 from gymwire.protocol.messages import MULTI_AGENT, Call, EnvKind

@@ -46,11 +46,12 @@ class StateCheck:
                 f"exchange: the reward is an integer of {state.reward.bit_length()} bits; the "
                 f"maximum is {_MAX_BITS}. Pass a float."
             )
-        if not _is_reward(state.reward):
+        if not _is_number(state.reward):
             raise UsageError(
-                f"exchange: the reward {state.reward!r:.100} is not a single number. Pass a float "
-                f"that is not NaN."
+                f"exchange: the reward {state.reward!r:.100} is not a single number. Pass a float."
             )
+        if _is_nan(state.reward):
+            raise UsageError("exchange: the reward is NaN. Pass a number.")
         for name, flag in (("terminated", state.terminated), ("truncated", state.truncated)):
             if not _is_flag(flag):
                 raise UsageError(f"exchange: {name} must be True or False, not {flag!r:.100}.")
@@ -77,19 +78,25 @@ def copy_state(state: State) -> State:
     except Exception as error:  # objects define how they are copied
         raise UsageError(
             f"exchange: info cannot be copied: {type(error).__name__}: {error!s:.200}. Leave out "
-            f"what is no data, such as locks and open files."
+            f"objects that are not data, such as locks and open files."
         ) from error
     observation, reward = copy.deepcopy((state.observation, state.reward))
     return State(observation, reward, state.terminated, state.truncated, info)
 
 
-def _is_reward(reward: Any) -> bool:
+def _is_number(reward: Any) -> bool:
     if isinstance(reward, int | float):
-        return reward == reward  # NaN does not equal itself
+        return True
     if not hasattr(reward, "shape"):
         return False
     array = _as_array(reward)
-    return array.size == 1 and array.dtype.kind in _REAL and not np.isnan(array).any()
+    return array.size == 1 and array.dtype.kind in _REAL
+
+
+def _is_nan(reward: Any) -> bool:
+    if isinstance(reward, int | float):
+        return reward != reward  # NaN does not equal itself
+    return bool(np.isnan(_as_array(reward)).any())
 
 
 def _is_flag(flag: Any) -> bool:

@@ -91,7 +91,7 @@ def _raise_received() -> None:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     _hold.repeats = False
     for each in ending_signals():
-        may_repeat = each == HANGUP != signal.SIGTERM  # Windows has SIGTERM in its place
+        may_repeat = each == HANGUP and HANGUP != signal.SIGTERM  # on Windows, HANGUP is SIGTERM
         signal.signal(each, signal.SIG_IGN if may_repeat else signal.SIG_DFL)
     if _hold.is_on:
         _hold.received = number

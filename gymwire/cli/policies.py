@@ -21,7 +21,7 @@ import structlog
 from gymwire.env_agent import env_names
 from gymwire.learner_agent.training import learners
 from gymwire.protocol.errors import ConfigurationError, GymwireError
-from gymwire.protocol.extras import install_line
+from gymwire.protocol.extras import missing
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecNormalize
@@ -132,10 +132,7 @@ def _module(name: str) -> Any:
 def _model(path: Path, env: Env) -> Policy:
     algorithm = _algorithm(path)
     if find_spec("stable_baselines3") is None:
-        raise ConfigurationError(
-            f"{path} is played with Stable-Baselines3, which is not installed. Install it with: "
-            f"{install_line('sb3')}"
-        )
+        raise ConfigurationError(missing(f"{path} is played with Stable-Baselines3", "sb3"))
     import stable_baselines3
 
     model = getattr(stable_baselines3, algorithm).load(path, device="cpu")

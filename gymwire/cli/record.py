@@ -19,7 +19,7 @@ from gymwire.cli.output import Output
 from gymwire.cli.terminal import counted
 from gymwire.learner_agent.training.checked_env import CheckedEnv
 from gymwire.protocol.errors import ConfigurationError
-from gymwire.protocol.extras import install_line
+from gymwire.protocol.extras import missing
 
 FOLDER_VARIABLE = "MINARI_DATASETS_PATH"  # where Minari has its datasets
 RANDOM = "random actions"
@@ -64,10 +64,7 @@ def _checked(path: Path | None) -> Path:
     if path is None:
         raise ConfigurationError("Nowhere to save: pass --out FOLDER, such as cartpole-random-v0.")
     if any(find_spec(name) is None for name in ("minari", "h5py", "jax", "PIL")):
-        raise ConfigurationError(
-            f"Datasets need minari, which is not installed. Install it with: "
-            f"{install_line('minari')}"
-        )
+        raise ConfigurationError(missing("Datasets need minari", "minari"))
     from minari.dataset.minari_dataset import parse_dataset_id
 
     path = path.absolute()

@@ -28,7 +28,7 @@ from gymwire.learner_agent.training import learners, ppo, report
 from gymwire.learner_agent.training.checked_env import CheckedEnv
 from gymwire.learner_agent.training.task import TrainingResult, TrainingTask
 from gymwire.protocol.errors import ConfigurationError, GymwireError, NoLearnerFits
-from gymwire.protocol.extras import install_line
+from gymwire.protocol.extras import missing
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
@@ -137,10 +137,8 @@ def _prepare_ppo(
     if why:
         raise NoLearnerFits(f"{misfit} PPO does not fit either: {why}.")
     if not ppo.is_installed():
-        raise ConfigurationError(
-            f"Training at {options.address} needs Stable-Baselines3, which is not installed. "
-            f"Install it with: {install_line('sb3')}"
-        )
+        need = f"Training at {options.address} needs Stable-Baselines3"
+        raise ConfigurationError(missing(need, "sb3"))
     path = options.save or _new_file(str(options.address))
     if path.suffix != MODEL:
         with naming(options, "save"):
@@ -285,10 +283,7 @@ def check_plot(path: Path) -> None:
     if path.suffix.lower() not in PLOT_FORMATS:
         raise ConfigurationError(f"{path} must end with one of {', '.join(PLOT_FORMATS)}.")
     if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigurationError(
-            f"Plots need matplotlib, which is not installed. Install it with: "
-            f"{install_line('plot')}"
-        )
+        raise ConfigurationError(missing("Plots need matplotlib", "plot"))
     check_writable(path)
 
 

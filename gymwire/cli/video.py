@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 
 from gymwire.protocol.errors import ConfigurationError
-from gymwire.protocol.extras import install_line
+from gymwire.protocol.extras import missing
 
 MODE = "rgb_array"  # the render mode that a video needs
 SUFFIX = ".mp4"
@@ -25,9 +25,7 @@ def check(path: Path) -> None:
     if path.suffix.lower() != SUFFIX:
         raise ConfigurationError(f"{path} must end with {SUFFIX}.")
     if find_spec("moviepy") is None:
-        raise ConfigurationError(
-            f"Videos need moviepy, which is not installed. Install it with: {install_line('video')}"
-        )
+        raise ConfigurationError(missing("Videos need moviepy", "video"))
     if not path.parent.is_dir():
         raise ConfigurationError(f"{path}: there is no folder {path.parent}. Make it first.")
     if path.is_dir() or not os.access(path.parent, os.W_OK):

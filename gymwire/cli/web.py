@@ -12,7 +12,7 @@ from gymwire.cli.connection import BrokerOptions, naming
 from gymwire.cli.output import Output
 from gymwire.protocol.address import is_local, parse_address
 from gymwire.protocol.errors import ConfigurationError
-from gymwire.protocol.extras import install_line
+from gymwire.protocol.extras import missing
 
 if TYPE_CHECKING:
     from gymwire.gateway import app
@@ -37,10 +37,7 @@ def command(options: Options, output: Output) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("gymwire"):
             raise
-        raise ConfigurationError(
-            f"`gymwire web` needs {error.name}, which is not installed. Install it with: "
-            f"{install_line('web')}"
-        ) from None
+        raise ConfigurationError(missing(f"`gymwire web` needs {error.name}", "web")) from None
     key, broker_key = options.credentials()
     visitors: tuple[tokens.Visitor, ...] = ()
     if options.token_file is not None:
@@ -76,8 +73,5 @@ def _asked(options: Options) -> Iterator[app.Door]:
             try:
                 module = importlib.import_module(f"gymwire.gateway.{name}")
             except ModuleNotFoundError as error:
-                raise ConfigurationError(
-                    f"--{name} needs {error.name}, which is not installed. Install it with: "
-                    f"{install_line(name)}"
-                ) from None
+                raise ConfigurationError(missing(f"--{name} needs {error.name}", name)) from None
         yield module.door(sorted(addresses, key=len, reverse=True))  # lab/cart before lab

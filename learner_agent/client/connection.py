@@ -479,7 +479,7 @@ class BrokerConnection:
             self._patience.sent_again(now)
         if self._patience.is_over(now) and self._requests.is_waiting:
             raise self._silent_broker()
-        self.contact.watched_at = self.clock()  # slow timers are no pause
+        self.contact.watched_at = self.clock()  # slow timers do not count as a pause
 
     def _silent_broker(self) -> BrokerUnreachable:
         lost_again = self._patience.lost_again(f"a request to {self.url}", self._requests.largest)

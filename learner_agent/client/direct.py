@@ -37,7 +37,8 @@ ALWAYS_S = 2.5  # and how long direct="always" waits
 MAX_DIRECT_LOSSES = 3
 LOSSES_WITHIN_S = 60.0
 CHECK_EVERY_S = 0.002  # the pause between two checks of connections that are being made
-COUNTED_PAUSE_S = 0.25  # of a longer pause between two checks, as of a suspended process
+# The most that one pause between two checks counts: the process may have been suspended.
+COUNTED_PAUSE_S = 0.25
 
 
 class DirectLink:
@@ -386,7 +387,10 @@ def wait_until_attached(
     clock: Callable[[], float],
     waiting: Waiting = wait,
 ) -> None:
-    """Wait until each of these is up or denied, for at most `timeout_s` seconds without pauses."""
+    """Wait until each of these is up or denied.
+
+    Wait for at most `timeout_s` seconds, without the time in which the process was suspended.
+    """
     setup = _Setup(dialed, timeout_s, clock())
     setup.check(clock())
     waiting(

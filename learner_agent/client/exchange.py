@@ -158,8 +158,8 @@ class Exchange:
     def check_ready(self) -> bool:
         """Return whether the reply to the pending request has arrived.
 
-        Raises EnvironmentLost if none can come, and once what `keep_error` has kept for this
-        request.
+        Raises EnvironmentLost if no reply can come. Raises an error that `keep_error` has kept for
+        this request, once.
         """
         if self.reply is not None:
             return True

@@ -53,7 +53,8 @@ RETRY_MAX_S = 1.0  # the longest of these pauses
 QUIET_S = 3.0  # how long a session may wait for a slot before a log event says why
 # OPENs without an answer: fewer than a broker may refuse for a moment without cutting us off.
 MAX_OPENING = 256
-MANY_OPENINGS = 16  # from so many on, the local channel is opened first: it halves the time
+# With at least this many sessions, the local channel is opened first, which halves the time.
+MANY_OPENINGS = 16
 PROBE_SEQ = 2**62  # a request number that is never next
 PROBE_S = 0.1  # the pause between two probes
 IN_USE_S = 3.0  # how long resume waits for the broker to notice that the other process has ended
@@ -254,7 +255,7 @@ class SessionOpener:
         return answer
 
     def _refused_together(self, batch: _Batch, refusal: Error) -> Error:
-        """Return the refusal of a slot to one of several sessions that are used together."""
+        """Return a NO_FREE_SLOT error that names how many sessions are needed at the same time."""
         slots = refusal.details.get("slots")
         # Those of this connection that are open already belong to the same vector.
         count = len(self._connection.sids) + len(batch.openings) - len(batch.opened)

@@ -99,7 +99,7 @@ class Patience:
     def reconnected(self, now: float) -> None:
         """Note that the connection was lost, and that there is another one."""
         was_sent = self._settled_at < math.inf
-        if not was_sent:  # so the request is no reason for the loss
+        if not was_sent:  # so the request cannot have caused the loss
             self._settled_at = self._connected_at
         self._hear(self._contact.last)
         self.losses += was_sent
@@ -127,7 +127,8 @@ class Patience:
             return False
         if last < self._connected_at or self._connected_at > end:
             return True
-        # The time to pass, and another half of a pause for the answer to the next PING.
+        # Leave time for the request to pass, and one and a half pauses for the next PING and its
+        # answer.
         return now > last + self._settles_s + 1.5 * self._contact.ping_s
 
     def lost_again(self, what: str, size: int) -> str | None:

@@ -72,7 +72,7 @@ class BrokerRequests:
 
     Args:
         ping_s: the pause between two PINGs, in seconds.
-        random_bits: returns an integer of so many bits that nobody can guess.
+        random_bits: takes a number of bits, and returns an unpredictable integer of this size.
 
     Attributes:
         answered: those that have an answer, by their numbers.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MANY_TIMERS = 64  # sessions whose timers take so long that they must not run at every occasion
 MAX_REPEATED = 64  # frames that the sessions send again in one run; the last may send a few more
 REPEATS_PER_SECOND = 640  # frames that the sessions send again, and their PINGs
-CHECK_ALL_S = 1.0  # the longest time without a look at every session
+CHECK_ALL_S = 1.0  # every session is checked at least this often
 
 
 class Repeats:

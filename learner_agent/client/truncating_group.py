@@ -214,7 +214,7 @@ class TruncatingGroup(ReplacingGroup):
         ):
             final[k] = deepcopy(observation)
         infos |= _of_all(size, final_obs=final, final_info=deepcopy(infos))
-        # A vector's infos may come in a list, with a second item that says where objects are.
+        # Infos in wire form may be [infos, places, casts], see vector_infos.
         begun = status.info[0] if type(status.info) is list and status.info else status.info
         if type(begun) is dict:
             begun.update(infos)

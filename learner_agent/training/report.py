@@ -17,7 +17,7 @@ from gymwire.learner_agent.training.price_bandits import PriceAgent, beta_quanti
 from gymwire.learner_agent.training.q_learning import QLearner
 from gymwire.learner_agent.training.task import TrainingResult
 from gymwire.protocol.errors import ConfigurationError
-from gymwire.protocol.extras import install_line
+from gymwire.protocol.extras import missing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -167,10 +167,7 @@ def plot(
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ConfigurationError(
-            f"Plots need matplotlib, which is not installed. Install it with: "
-            f"{install_line('plot')}"
-        ) from error
+        raise ConfigurationError(missing("Plots need matplotlib", "plot")) from error
     # Figure instead of pyplot: opens no window and leaves no global state.
     with matplotlib.rc_context(_STYLE):
         figure = Figure(layout="constrained", dpi=150)

@@ -179,6 +179,8 @@ def _foreign(url: str) -> str:
 
 def failure(url: str, error: zmq.ZMQError, elsewhere: str) -> str:
     """Return why a URL cannot be bound, and what to do; `elsewhere`: if its port is in use."""
+    if error.errno == errno.EADDRINUSE and url.endswith(":*"):
+        return f"{url}: no free port was found in {MAX_CHOICES} attempts. Name a port."
     if error.errno == errno.EADDRINUSE:
         port = url.rpartition(":")[2]
         if url.startswith(IPC):

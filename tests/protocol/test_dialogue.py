@@ -3,7 +3,7 @@ from __future__ import annotations
 import gymnasium.error
 import pytest
 
-from gymwire.protocol.dialogue import MOVES, REQUESTS, State, after, check_request, mermaid
+from gymwire.protocol.dialogue import REQUESTS, State, after, check_request
 from gymwire.protocol.errors import EnvironmentClosed, MoveError, ResetNeeded
 from gymwire.protocol.messages import Kind
 
@@ -61,10 +61,3 @@ def test_what_comes_after_close_is_also_gymnasiums_error(kind: Kind) -> None:
     with pytest.raises(gymnasium.error.ClosedEnvironmentError):
         check_request(State.CLOSED, kind)
     assert issubclass(EnvironmentClosed, MoveError)
-
-
-def test_the_diagram_shows_every_move() -> None:
-    lines = mermaid().splitlines()
-    moves = sum(len(replies) for requests in MOVES.values() for replies in requests.values())
-    assert len(lines) == moves + 3
-    assert "    episode --> episode: ACT / PERCEPT" in lines

@@ -44,8 +44,21 @@ def blocks(kind: str) -> dict[str, str]:
     }
 
 
+def diagram() -> str:
+    """Return the table of moves as a Mermaid state diagram."""
+    lines = ["stateDiagram-v2", "    [*] --> ready: OPEN / OPENED"]
+    for state, moves in dialogue.MOVES.items():
+        for request, replies in moves.items():
+            for reply, target in replies.items():
+                label = f"{request.name} / {reply.name}"
+                lines.append(f"    {state.value} --> {target.value}: {label}")
+    lines.append("    closed --> [*]")
+    return "\n".join(lines)
+
+
 def test_the_diagram_is_that_of_the_table() -> None:
-    assert list(blocks("mermaid").values()) == [dialogue.mermaid()]
+    assert list(blocks("mermaid").values()) == [diagram()]
+    assert "    episode --> episode: ACT / PERCEPT" in diagram().splitlines()
 
 
 @pytest.mark.parametrize("name", frames())
@@ -116,5 +129,5 @@ if __name__ == "__main__":
         new = dump(frames()[name])
         DOC = DOC.replace(f"```hex {name}\n{old}\n", f"```hex {name}\n{new}\n")
     for old in blocks("mermaid").values():
-        DOC = DOC.replace(old, dialogue.mermaid())
+        DOC = DOC.replace(old, diagram())
     PATH.write_text(DOC, encoding="utf-8")

@@ -35,7 +35,7 @@ def load(name: str) -> Any:
         _imported(module_name, lambda: spec.loader.exec_module(found))
     else:
         found = _imported(module_name, lambda: importlib.import_module(module_name))
-    target = _imported(module_name, lambda: _attribute(found, attribute))
+    target = _imported(module_name, lambda: find(found, attribute))
     if target is None:
         return name
     if not callable(target) and not is_module(target):
@@ -43,9 +43,10 @@ def load(name: str) -> Any:
     return target
 
 
-def _attribute(target: Any, names: str) -> Any:
+def find(target: Any, names: str) -> Any:
+    """Return what `NAME` or `NAME.NAME` names in a module, which may import it only now."""
     for name in names.split("."):
-        target = getattr(target, name, None)  # some modules import it only now
+        target = getattr(target, name, None)
     return target
 
 

@@ -127,11 +127,12 @@ class Dm(DmBase):
         self.task: Any = types.SimpleNamespace(_random=np.random.RandomState(0))
 
     def observation_spec(self) -> Any:
-        return {
+        specs = {
             "speed": Space(shape=(), dtype=np.dtype("float64")),
             "at": Space(shape=(2,), dtype=np.dtype("float32"), minimum=-1.0, maximum=1.0),
             "kind": Space(shape=(), dtype=np.dtype("int32"), num_values=4, minimum=0, maximum=3),
         }
+        return types.MappingProxyType(specs)
 
     def action_spec(self) -> Any:
         return Space(shape=(2,), dtype=np.dtype("float64"), minimum=-1.0, maximum=1.0)
@@ -320,11 +321,21 @@ class Seedless(Dm):
         return {"speed": 0.5, "at": np.ones(2, np.float32), "kind": np.int32(2)}
 
 
-def test_a_seed_that_an_environment_of_dm_env_does_not_take_is_logged_once(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+class SeedlessGym(GymEnv):
+    """An environment of gym 0.26, whose base class has no method for seeds, that takes no seed."""
+
+    metadata, observation_space, action_space = Newer.metadata, BOX, Newer.action_space
+
+    def reset(self) -> Any:
+        return np.zeros(2, np.float32), {"n": 1}
+
+
+@pytest.mark.parametrize(("maker", "hosted"), [(Seedless, DmEnv), (SeedlessGym, lambda made: made)])
+def test_a_seed_that_an_environment_does_not_take_is_logged_once(
+    maker: Any, hosted: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(libraries, "np", np)
-    env, there = make(Seedless), Hosted(DmEnv(Seedless()), None)
+    env, there = make(maker), Hosted(hosted(maker()), None)
     with structlog.testing.capture_logs() as logs:
         for _ in range(2):
             observation, info = env.reset(seed=1)
@@ -365,6 +376,40 @@ def test_an_episode_of_dm_env_terminates_with_discount_0_and_is_truncated_otherw
     assert_same(first, env.reset(seed=5)[0])
     assert env.step(np.full(2, 0.5))[1:] == (0.5, False, False, {"discount": 1.0})
     assert env.step(np.zeros(2))[2:] == (*ends, {"discount": discount})
+
+
+def specs_are(specs: Any, observation: Any) -> type[Dm]:
+    class Given(Dm):
+        def observation_spec(self) -> Any:
+            return specs
+
+        def _observe(self) -> Any:
+            return observation
+
+    return Given
+
+
+def test_a_list_of_specs_becomes_a_tuple_of_spaces() -> None:
+    kinds: list[Any] = [
+        Space(shape=(2,), dtype=np.dtype(name)) for name in ("bool", "int8", "float32")
+    ]
+    env = make(specs_are(kinds, [np.zeros(2, kind.dtype) for kind in kinds]))
+    flags: Any = spaces.Box(np.zeros(2, np.bool_), np.ones(2, np.bool_), dtype=np.bool_)
+    numbers = spaces.Box(-128, 127, (2,), np.int8), spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    assert env.observation_space == spaces.Tuple([flags, *numbers])
+    assert env.reset()[0] in env.observation_space
+    with pytest.raises(
+        ValueError, match=r"^The observation must have 3 parts, as its spec has, not 1"
+    ):
+        make(specs_are(kinds, [True])).reset()
+
+
+def test_a_spec_of_a_dtype_without_a_space_is_an_error_that_names_it() -> None:
+    specs = {"name": Space(shape=(), dtype=np.dtype("U5"))}
+    with pytest.raises(
+        ConfigurationError, match=r"^Given: observation_spec\['name'\] has the dtype <U5, "
+    ):
+        make(specs_are(specs, None))
 
 
 def test_anything_else_is_an_error_that_names_it() -> None:

@@ -324,19 +324,21 @@ def test_attributes_methods_and_rendering(python: str) -> None:
 def test_every_space_of_gymnasium_gives_what_it_gives_here() -> None:
     factory = ChildFactory("a", "tests.space_zoo:ZooEnv", sys.executable, {})
     process = ChildProcess(factory._watch, sys.executable, "a")
-    for index, name in enumerate(ZOO):
-        kwargs = {"observation": name, "action": name}
-        remote = factory._make(process, None, kwargs, EnvKind.ENV, index)
-        local = resolve("tests.space_zoo:ZooEnv", {}).make(None, kwargs)
-        assert remote.observation_space == local.observation_space
-        assert remote.action_space == local.action_space
-        assert describe(remote, "x").metadata == describe(local, "x").metadata
-        assert_same(remote.reset(seed=3, options={"a": 1}), local.reset(seed=3, options={"a": 1}))
-        local.action_space.seed(5)
-        for _ in range(9):
-            action = local.action_space.sample()
-            assert_same(remote.step(action), local.step(action))
-    process.kill()
+    with contextlib.ExitStack() as stack:
+        stack.callback(process.kill)
+        for index, name in enumerate(ZOO):
+            kwargs = {"observation": name, "action": name}
+            remote = factory._make(process, None, kwargs, EnvKind.ENV, index)
+            local = resolve("tests.space_zoo:ZooEnv", {}).make(None, kwargs)
+            assert remote.observation_space == local.observation_space
+            assert remote.action_space == local.action_space
+            assert describe(remote, "x").metadata == describe(local, "x").metadata
+            start: dict[str, Any] = {"seed": 3, "options": {"a": 1}}
+            assert_same(remote.reset(**start), local.reset(**start))
+            local.action_space.seed(5)
+            for _ in range(9):
+                action = local.action_space.sample()
+                assert_same(remote.step(action), local.step(action))
 
 
 def test_a_generator_is_read_and_set_by_its_state(make: Make) -> None:
@@ -386,13 +388,25 @@ def test_a_vector_that_raised_goes_on(python: str) -> None:
         assert why_gone(vector)
 
 
-def test_steps_of_a_vector_are_sent_before_the_first_answer_is_read(bare_python: str) -> None:
-    # More than the sockets hold in either direction.
+def test_steps_of_a_vector_are_sent_before_the_first_answer_is_read(
+    bare_python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    for name in ("begin", "finish"):
+        original = getattr(ChildProcess, name)
+
+        def logged(*args: Any, name: str = name, original: Any = original) -> Any:
+            calls.append(name)
+            return original(*args)
+
+        monkeypatch.setattr(ChildProcess, name, logged)
     factory = ChildFactory("a", "tests.plain_envs:Long", bare_python, {})
     vector = factory.make_vector(64, AutoresetMode.NEXT_STEP, None, {})
     with contextlib.closing(vector):
         vector.reset(seed=1)
-        infos = vector.step(np.ones(64, np.int64))[4]
+        calls.clear()
+        infos = vector.step(np.ones(64, np.int64))[4]  # their answers are more than a pipe holds
+        assert calls == ["begin"] * 64 + ["finish"] * 64
         assert [len(text) for text in infos["long"]] == [70_000] * 64
 
 

@@ -32,6 +32,7 @@ from gymwire.env_agent.interpreter.process_watch import (
     ProcessWatch,
 )
 from gymwire.protocol.errors import ConfigurationError
+from tests.chaos.fleet import until
 from tests.processes import PATIENCE_S
 
 PLAIN = "tests.plain_envs:Plain"
@@ -313,13 +314,6 @@ def descriptors() -> int:
     return len([*Path("/proc/self/fd").iterdir()])
 
 
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_what_the_environment_started_ends_with_its_process_or_holds_nothing_open(
     tmp_path: Path,
 ) -> None:
@@ -331,8 +325,8 @@ def test_what_the_environment_started_ends_with_its_process_or_holds_nothing_ope
     ends, stays = env.reset(seed=1)[1]["pids"]
     env.close()
     try:
-        wait_until(lambda: not Path(f"/proc/{ends}/fd/0").exists())
-        wait_until(lambda: descriptors() <= before)
+        until(lambda: not Path(f"/proc/{ends}/fd/0").exists(), "what it started has ended")
+        until(lambda: descriptors() <= before, "all descriptors are closed")
         assert Path(f"/proc/{stays}/fd/0").exists()
     finally:
         for pid in (ends, stays):
@@ -446,7 +440,7 @@ def test_a_process_that_a_tracer_holds_ends_its_own_session_only(tmp_path: Path)
         factory.make_first().close()  # in the thread that watches, which waits for none of them
     finally:
         os.kill(int(pid.read_text()), signal.SIGKILL)
-    wait_until(lambda: not Path(f"/proc/{held}").exists())
+    until(lambda: not Path(f"/proc/{held}").exists(), "the process that was traced has ended")
 
 
 class Immortal(ProcessWatch):

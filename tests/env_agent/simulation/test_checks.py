@@ -67,10 +67,16 @@ def test_a_number_is_a_reward(reward: Any) -> None:
     StateCheck(PAIR).check(State(ZEROS, reward))
 
 
+@pytest.mark.parametrize("nan", [float("nan"), np.float32("nan"), np.array([np.nan])])
+def test_a_reward_that_is_nan_is_called_so(nan: Any) -> None:
+    with pytest.raises(UsageError, match=r"^exchange: the reward is NaN\. Pass a number\.$"):
+        StateCheck(PAIR).check(State(ZEROS, nan))
+
+
 WRONG: dict[str, list[Any]] = {
     "reward": [
-        *(float("nan"), np.float32("nan"), np.array([np.nan]), np.array("1"), np.zeros(0)),
-        *(np.zeros(3), None, "1", [1.0], [[1], []], {}, object(), 1j, 10**400, -(10**5000)),
+        *(np.array("1"), np.zeros(0), np.zeros(3), None, "1", [1.0], [[1], []], {}, object()),
+        *(1j, 10**400, -(10**5000)),
     ],
     "terminated": [1, 0.0, "yes", [[True], []], *map(np.array, (1, 0.3, "yes", [True]))],
     "truncated": [None, np.datetime64("2020"), np.float64(0.3), np.zeros(2, bool)],

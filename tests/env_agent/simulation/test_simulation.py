@@ -382,7 +382,7 @@ def test_a_wrong_state_is_raised_in_the_program_and_reaches_nobody(broker_url: s
         walker.loop(lambda: any(one.action is not None for one in walker.commands))
         with pytest.raises(UsageError, match=r"of shape \(2,\) and dtype float64 is not in"):
             walker.simulation.exchange(np.zeros(2))
-        with pytest.raises(UsageError, match="reward nan is not a single number"):
+        with pytest.raises(UsageError, match="the reward is NaN"):
             walker.simulation.exchange(np.zeros(1), float("nan"))
         walker.loop(learner.ended)
         assert learner.get()[0] == np.array([1.0])

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import pickle
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,8 @@ from gymwire.protocol.errors import (
     ResetNeeded,
 )
 from gymwire.protocol.messages import Message
-from tests.processes import PATIENCE_S, Programs, programs
+from tests.chaos.fleet import until
+from tests.processes import Programs, programs
 from tests.quick_attributes import has_quick_attributes
 from tests.sameness import assert_same
 from tests.sampling import sampled
@@ -83,13 +83,6 @@ def broker(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def gate(tmp_path: Path) -> Path:
     """Return the file whose creation releases the environments that wait at action 1."""
     return tmp_path / "gate"
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def opened(broker: str, address: str, num_envs: int = 7, **kwargs: Any) -> ProxyVectorEnv:
@@ -511,9 +504,7 @@ def test_sessions_that_were_lost_are_opened_again_at_the_same_time(
         remote.reset()
     programs.env_agent(broker_url, *offer)
     with contextlib.closing(BrokerConnection(broker_url)) as connection:
-        wait_until(
-            lambda: len(connection.find("parties-v")) == 1
-        )  # the broker has given up the first
+        until(lambda: len(connection.find("parties-v")) == 1, "the broker gives up the first")
     assert remote.reset()[0].tolist() == [0] * 3
     remote.close()
 
@@ -525,7 +516,7 @@ def test_if_one_session_cannot_be_opened_the_others_are_closed(broker: str, tmp_
             connection.open_all(
                 "sociable-v", [1] * 4, env_kwargs=meeting, autoreset_mode="NextStep"
             )
-        wait_until(lambda: connection.find("sociable-v")[0]["used"] == 0)
+        until(lambda: connection.find("sociable-v")[0]["used"] == 0, "all sessions are closed")
 
 
 # --- faults ---------------------------------------------------------------------------------------

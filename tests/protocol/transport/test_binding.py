@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import socket
@@ -86,6 +87,19 @@ def test_another_port_is_chosen_if_the_first_choice_is_taken_before_it_listens(
         monkeypatch.undo()
         socket.create_connection(("127.0.0.1", int(router.urls[0].rpartition(":")[2]))).close()
     taken[0].close()
+
+
+def test_if_no_free_port_is_found_the_error_asks_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bind(_socket: zmq.Socket[bytes], url: str, _mark: int) -> None:
+        tried.append(url)
+        raise zmq.ZMQError(errno.EADDRINUSE)
+
+    tried: list[str] = []
+    monkeypatch.setattr(binding, "_bind", bind)
+    text = r"^tcp://127\.0\.0\.1:\*: no free port was found in 20 attempts\. Name a port\.$"
+    with pytest.raises(ConfigurationError, match=text):
+        Router(["tcp://127.0.0.1:*"])
+    assert len(tried) == binding.MAX_CHOICES
 
 
 def test_another_port_is_chosen_if_only_one_address_of_the_host_has_it_free(
