@@ -32,10 +32,16 @@ def until(condition: Callable[[], object], what: str, patience_s: float = PATIEN
 
 
 def free_port() -> int:
-    """Return a port that the kernel gives nobody: a broker can be started at it again and again."""
+    """Return a port for a broker that can be started again and again.
+
+    Until this process ends, no other call gets it, in whichever process, and no other socket.
+    """
     while True:
         port = random.SystemRandom().randrange(LEAST_PORT, LEAST_GIVEN_PORT)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+        with socket.socket() as reserved, contextlib.suppress(OSError):
+            reserved.bind(("127.0.0.1", port))  # fails if another socket has this port
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as libzmq's sockets
+            reserved.detach()
             return port
 
 

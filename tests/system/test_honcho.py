@@ -99,10 +99,8 @@ def test_a_part_that_fails_gives_honcho_its_status(
     assert any(": " in line for line in said)
 
 
-def test_a_port_in_use_ends_the_demo_with_an_error(port: int) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", port))
-        taken.listen()
-        done = honcho(port, "start")
+def test_a_port_in_use_ends_the_demo_with_an_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = honcho(taken.getsockname()[1], "start")
     assert done.returncode != 0
     assert "in use" in "".join(spoken_by("broker", done.stdout))
