@@ -60,6 +60,8 @@ class Hosted:
             name: (name in names or others) and (name in bare_names or bare_others)
             for name in ("seed", "options")
         }
+        # Gymnasium's own environments return what Gymnasium prescribes, or it is an error.
+        self._is_gymnasium = isinstance(env, classes("Env", libraries=("gymnasium",)))
         self._asks_for_info = "return_info" in bare_names  # gym 0.22 to 0.25
         self._render_takes_mode = render_takes_mode(bare)
         self._mode = render_mode
@@ -123,7 +125,7 @@ class Hosted:
         """Return the results of `step`; four of old gym become five."""
         if type(result) is not tuple:
             result = settled(result)
-        if type(result) is not tuple or len(result) != 5:
+        if not self._is_gymnasium and (type(result) is not tuple or len(result) != 5):
             result = five_results(result)
         if isinstance(result, (tuple, list)) and result and not self._fits(result[0]):
             self._check_spaces()
@@ -154,8 +156,8 @@ class Hosted:
             given["return_info"] = True
         result = settled(self.env.reset(**given))
         self._check_spaces()
-        if result is None:  # a `return` is missing, which the env agent reports
-            return None
+        if self._is_gymnasium or result is None:  # a `return` is missing, which is an error
+            return result
         if type(result) is tuple and len(result) == 2 and self._is_pair(result[1]):
             return result
         return result, {}

@@ -22,9 +22,9 @@ def use_numpy() -> None:
         np = None
 
 
-def classes(name: str, module: str = "") -> tuple[Any, ...]:
+def classes(name: str, module: str = "", libraries: Any = ("gymnasium", "gym")) -> tuple[Any, ...]:
     """Return the classes of this name of Gymnasium and old gym, as far as they are used."""
-    found = [getattr(sys.modules.get(one + module), name, None) for one in ("gymnasium", "gym")]
+    found = [getattr(sys.modules.get(one + module), name, None) for one in libraries]
     return tuple(one for one in found if isinstance(one, type))
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import types
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import gymnasium
 import numpy as np
 import pytest
 import structlog
@@ -233,6 +235,38 @@ def test_a_reset_in_another_interpreter_returns_a_pair_unless_its_space_has_two_
             return result
 
     assert Hosted(Resets(), None).reset(None, None) == (result if is_pair else (result, {}))
+
+
+class Result(NamedTuple):
+    observation: Any
+    info: Any
+
+
+@dataclass
+class Info:
+    level: int = 1
+
+
+@pytest.mark.parametrize(
+    "result",
+    [[1, {"a": 1}], Result(1, {"a": 1}), (1, Info()), (1, [("a", 1)]), (1, None), 1, (1, {}, 2)],
+    ids=repr,
+)
+def test_what_a_reset_of_gymnasium_returns_is_not_changed_in_another_interpreter(
+    result: Any,
+) -> None:
+    class Resets(gymnasium.Env[Any, Any]):
+        observation_space = action_space = spaces.Discrete(3)
+
+        def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+            return result
+
+        def step(self, action: Any) -> Any:
+            return (1, 0.5, False, {})
+
+    hosted = Hosted(Resets(), None)
+    assert hosted.reset(None, None) is result
+    assert hosted.step(0) == (1, 0.5, False, {})  # not old gym's: an error at the env agent
 
 
 def test_the_generator_of_old_gym_is_the_one_that_it_draws_from() -> None:
