@@ -11,8 +11,8 @@ from typing import Any
 from gymnasium.vector import SyncVectorEnv
 
 from gymwire.env_agent.elsewhere import EnvironmentGone
+from gymwire.env_agent.interpreter.child.results import WrongResult
 from gymwire.env_agent.interpreter.child_errors import RaisedInChild
-from gymwire.env_agent.results import WrongResult
 from gymwire.env_agent.space_watch import ChangedSpaceError
 from gymwire.protocol.errors import ConfigurationError, EncodingError
 from gymwire.protocol.messages import Code, Error
