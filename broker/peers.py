@@ -286,8 +286,7 @@ class Peers:
             rights = policy.rights(peer.key)
             if rights is None:
                 sends += self._evict(peer)
-                process = peer.agent[:LIVENESS_AGENT_SIZE] or (peer.host, peer.pid)
-                evicted.setdefault((peer.key, process), []).append(peer)
+                evicted.setdefault(_process_of(peer), []).append(peer)
                 continue
             peer.rights = rights
             sends += self._withdraw(peer, [n for n in peer.offers if not rights.may_offer(n)])
@@ -335,3 +334,10 @@ class Peers:
         if len(connections) > 1:
             facts["connections"] = len(connections)
         self._journal.note("peer evicted", peer=peer.rights.name, **facts)
+
+
+def _process_of(peer: Peer) -> object:
+    """Return what the connections of one process have in common, as far as they say it."""
+    if peer.role == Role.LEARNER and peer.pid:
+        return peer.key, peer.host, peer.pid  # `agent` distinguishes its connections
+    return peer.key, peer.agent[:LIVENESS_AGENT_SIZE]
