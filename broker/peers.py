@@ -281,10 +281,12 @@ class Peers:
         """Replace the policy, and end every offer and session that the new one does not allow."""
         self._policy = policy
         sends: list[Send] = []
+        evicted: dict[object, list[Peer]] = {}  # the connections by process
         for peer in list(self._tables.peers.values()):
             rights = policy.rights(peer.key)
             if rights is None:
                 sends += self._evict(peer)
+                evicted.setdefault(_process_of(peer), []).append(peer)
                 continue
             peer.rights = rights
             sends += self._withdraw(peer, [n for n in peer.offers if not rights.may_offer(n)])
@@ -298,6 +300,8 @@ class Peers:
                 continue
             sends += self._sessions.end_for_policy(session, reason)
         self._tables.relink()
+        for connections in evicted.values():
+            self._note_evicted(connections)
         return sends
 
     def _withdraw(self, peer: Peer, addresses: Iterable[str]) -> list[Send]:
@@ -317,6 +321,23 @@ class Peers:
         sends.append(reply_to(self._journal, peer.rid, Refusal(Code.DENIED, text)))
         self._connections.hang_up(peer)
         self._remove(peer)
-        facts = {"host": peer.host, "pid": peer.pid, "role": peer.role, "identity": peer.identity}
-        self._journal.note("peer evicted", peer=peer.rights.name, **facts)
         return sends
+
+    def _note_evicted(self, connections: list[Peer]) -> None:
+        """Record that a process was evicted, which had these connections."""
+        known = [one for one in connections if one.role in (Role.LEARNER, Role.ENV)]
+        # A liveness connection does not say of which process it is.
+        peer = max(known or connections, key=lambda one: one.pid)
+        facts = {"host": peer.host, "pid": peer.pid, "role": peer.role, "identity": peer.identity}
+        if not peer.pid:
+            del facts["pid"]
+        if len(connections) > 1:
+            facts["connections"] = len(connections)
+        self._journal.note("peer evicted", peer=peer.rights.name, **facts)
+
+
+def _process_of(peer: Peer) -> object:
+    """Return what the connections of one process have in common, as far as they say it."""
+    if peer.role == Role.LEARNER and peer.pid:
+        return peer.key, peer.host, peer.pid  # `agent` distinguishes its connections
+    return peer.key, peer.agent[:LIVENESS_AGENT_SIZE]

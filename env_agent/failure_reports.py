@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import textwrap
 import traceback
@@ -11,8 +12,8 @@ from typing import Any
 from gymnasium.vector import SyncVectorEnv
 
 from gymwire.env_agent.elsewhere import EnvironmentGone
+from gymwire.env_agent.interpreter.child.results import WrongResult
 from gymwire.env_agent.interpreter.child_errors import RaisedInChild
-from gymwire.env_agent.results import WrongResult
 from gymwire.env_agent.space_watch import ChangedSpaceError
 from gymwire.protocol.errors import ConfigurationError, EncodingError
 from gymwire.protocol.messages import Code, Error
@@ -20,6 +21,8 @@ from gymwire.protocol.outside_exceptions import is_from_signal_handler
 
 MAX_TRACEBACK = 20_000  # characters, counted from the end
 MAX_CAUSES = 10  # exceptions of a chain in which a known cause is searched
+# The files whose frames are above those of the user's code: ours, and Python's that import it.
+_ABOVE = (__file__.removesuffix("failure_reports.py"), importlib.__file__, "<frozen importlib")
 _SYNTAX_ERRORS = {"SyntaxError", "IndentationError", "TabError"}
 _PLACE = re.compile(r'^  File "(.*)", line (\d+)', re.MULTILINE)
 # What Python says if another thread calls signal.signal, signal.set_wakeup_fd or, in asyncio,
@@ -53,7 +56,7 @@ class CodeRaised(ConfigurationError):
     def __init__(self, what: str, error: BaseException) -> None:
         frames = traceback.extract_tb(error.__traceback__)
         places: list[Any] = [(one.filename, one.lineno) for one in frames]
-        self.traceback = trace_of(error)
+        self.traceback = _trace_of_user(error)
         if isinstance(error, RaisedInChild):
             places = _PLACE.findall(self.traceback)
         # The text of a SyntaxError has its own place.
@@ -148,6 +151,21 @@ def trace_of(error: BaseException) -> str:
         return _printable("".join(traceback.format_exception(error)))[-MAX_TRACEBACK:]
     except BaseException:  # noqa: BLE001 - code of the exception itself, such as its __str__
         return "<the traceback cannot be formatted>"
+
+
+def _trace_of_user(error: BaseException) -> str:
+    """Return the traceback of an exception without what is above the user's code."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_ABOVE):
+        trace = trace.tb_next
+    # A syntax error has no frame in the file, which its text names.
+    if trace is None and not isinstance(error, SyntaxError):
+        return trace_of(error)
+    whole = error.__traceback__
+    try:
+        return trace_of(error.with_traceback(trace))
+    finally:
+        error.__traceback__ = whole
 
 
 def _with_remedy(text: str, error: BaseException) -> str:

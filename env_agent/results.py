@@ -9,14 +9,13 @@ import numpy as np
 from gymnasium import Space
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 
+from gymwire.env_agent.interpreter.child.results import WrongResult
+from gymwire.protocol import spaces
+
 _RETURNED = {
     "reset": ("observation", "info"),
     "step": ("observation", "reward", "terminated", "truncated", "info"),
 }
-
-
-class WrongResult(ValueError):
-    """An environment has returned something wrong, and the text says what."""
 
 
 def unpack(result: Any, method: str) -> tuple[Any, ...]:
@@ -85,10 +84,10 @@ def check_observation(
         except Exception:  # noqa: BLE001 - the observation may be an object of any class
             kind = "a dict with the keys" if isinstance(space, Dict) else "a tuple with the indices"
             raise WrongResult(
-                f"{method}() must return {kind} {keys} as {name}, not {observation!r:.100}."
+                f"{method}() must return {kind} {keys!r:.200} as {name}, not {observation!r:.100}."
             ) from None
         for key, part in zip(keys, parts, strict=True):
-            check_observation(part, space[key], method, f"{name}[{key!r}]")
+            check_observation(part, space[key], method, name + spaces.key_step(key))
     elif isinstance(space, Box | Discrete | MultiBinary | MultiDiscrete):
         _check_array(observation, space, f"{method}() must return {name} of")
 

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
+# Without ProxyParallelEnv and ProxyAECEnv: a star import must not need an extra.
 __all__ = [
     "AddressError",
     "AddressTaken",
@@ -103,7 +104,7 @@ _MODULES = {
     "Simulation": "gymwire.env_agent.simulation.simulation",
 }
 _SUBMODULES = ("aio", "errors", "otel", "sb3")
-_PUBLIC = {*__all__, *_MODULES, *_SUBMODULES}  # a star import must not need an extra
+_PUBLIC = {*__all__, *_MODULES, *_SUBMODULES}
 
 registration.register_with_gymnasium()
 

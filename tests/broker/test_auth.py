@@ -10,6 +10,8 @@ from gymwire.broker.auth import Policy, Rights
 from gymwire.broker.quotas import Usage
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import (
+    LIVENESS_AGENT_SIZE,
+    LIVENESS_PREFIX,
     Act,
     Busy,
     BusyReason,
@@ -251,3 +253,19 @@ def test_removing_a_right_ends_the_offers_and_sessions_that_need_it() -> None:
     broker.core.apply_policy(Policy({KEY: Rights("lab"), OTHER: learner}, anyone=None))
     assert not broker.core._tables.sessions
     assert only(broker.say(LEARNER, Find(), key=OTHER), Found).offers == []
+
+
+def test_the_log_names_each_evicted_process_once() -> None:
+    broker = site()
+    agents = [b"a" * 16, b"b" * 16]
+    for agent in agents:
+        for number in range(2):
+            broker.hello(ENV + agent[:1] + bytes([number]), Role.ENV, agent=agent, key=KEY)
+        broker.hello(ENV + agent[:1] + b"p", Role.PROGRESS, agent=agent, key=KEY)
+        broker.frame(LIVENESS_PREFIX + agent[:LIVENESS_AGENT_SIZE], b"", KEY)
+    broker.core.take_notes()
+    broker.core.apply_policy(Policy({}, anyone=None))
+    notes = [one.facts for one in broker.core.take_notes() if one.event == "peer evicted"]
+    told = [(one["role"], one.get("connections")) for one in notes]
+    assert told == [(Role.ENV, None), (Role.LEARNER, None), (Role.ENV, 4), (Role.ENV, 4)]
+    assert not any(one.get("pid") == 0 for one in notes)

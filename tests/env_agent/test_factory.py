@@ -183,7 +183,17 @@ def test_a_module_that_raises_is_reported_with_file_line_and_traceback(
     assert first == f"{name}: {expected} {where}"
     assert not empty
     assert trace[0] == "    Traceback (most recent call last):"
-    assert any("line 4, in <module>" in line for line in trace)
+    # Nothing of gymwire or of importlib is above the user's file.
+    assert trace[1].endswith('raising.py", line 4, in <module>')
+
+
+@pytest.mark.parametrize("name", ["wrong:Env", "./wrong.py:Env"])
+def test_a_syntax_error_is_reported_without_the_frames_of_the_import(name: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        resolve(name, {})
+    _, _, place, *source = str(caught.value).splitlines()
+    assert place.endswith('wrong.py", line 1')
+    assert len(source) == 3  # the line, the mark below it, and the error
 
 
 def test_the_copy_that_a_module_forks_ends_where_it_wants(folder: Path) -> None:

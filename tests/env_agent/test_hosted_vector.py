@@ -18,7 +18,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from gymwire.env_agent import failure_reports, hosted_vector
 from gymwire.env_agent.hosted_vector import MAX_ENVS, MAX_PATTERNS, HostedVector
-from gymwire.env_agent.results import WrongResult
+from gymwire.env_agent.interpreter.child.results import WrongResult
 from gymwire.protocol import spaces
 from gymwire.protocol.errors import UnsupportedSpaceError
 from tests.rich_envs import Level
@@ -211,6 +211,7 @@ FLAGS: list[tuple[Any, Any, str]] = [
     (False, {}, "truncated, not {}"),
 ]
 NUMBER, FLAG = "^step.* must return a number as the reward, not ", "must return True or False as "
+LONG = "k" * 3000
 SHAPE = r"must return observations of shape \(3,\), not "
 
 
@@ -313,13 +314,19 @@ def test_what_a_reset_returned_wrong_is_named(
         (
             Dict(a=Tuple([Discrete(3), Box(0, 1, (3,))])),
             {"a": (1, TWO)},
-            r"observations\['a'\]\[1\] of shape \(3,\), not array",
+            r'observations\["a"\]\[1\] of shape \(3,\), not array',
         ),
         (
             Dict(a=Tuple([Discrete(3), Discrete(3)])),
             {"a": (1,)},
-            r"a tuple with the indices \[0, 1\] as observations\['a'\], not \(1,\)",
+            r'a tuple with the indices \[0, 1\] as observations\["a"\], not \(1,\)',
         ),
+        (
+            Dict({LONG: Box(0, 1, (3,))}),
+            {LONG: TWO},
+            r'must return observations\["k{200}"\] of shape \(3,\), not array',
+        ),
+        (Dict({LONG: Discrete(3)}), {}, r"a dict with the keys \['k{198} as observations, not {}"),
     ],
 )
 def test_the_wrong_part_of_an_observation_is_named(space: Space[Any], seen: Any, said: str) -> None:

@@ -8,9 +8,11 @@ import sys
 from collections import OrderedDict
 from typing import Any
 
+from .results import by_agent, check_agents, check_numbers, unpack
 from .signatures import parameters
 from .spaces import SPACES
 
+_RETURNED = ("observations", "rewards", "terminations", "truncations", "infos")
 ENV, PARALLEL, AEC = "env", "parallel", "aec"  # one agent; all act at once, or one after another
 
 
@@ -102,20 +104,24 @@ class ParallelByAgent(Agents):
 
     def reset(self, *, seed: Any = None, options: Any = None) -> Any:
         """Return the observations; the info has the agents and their infos."""
-        observations, infos = self._reset(seed, options)
-        return dict(observations), self._info(infos)
+        names, whose = ("observations", "infos"), "reset() of a ParallelEnv"
+        observations, infos = unpack(self._reset(seed, options), "reset", names)
+        return by_agent(observations, "observations", whose), self._info(infos, whose)
 
     def step(self, actions: Any) -> Any:
         """Let all agents act; return the five values by agent."""
-        values = self._made.step(actions)
-        if len(values) != 5:
-            raise ValueError(f"step() of a ParallelEnv must return 5 values, not {len(values)}.")
-        # Some environments return a defaultdict.
-        observations, rewards, terminated, truncated = map(dict, values[:4])
-        return observations, rewards, terminated, truncated, self._info(values[4])
+        acting = list(getattr(self._made, "agents", ()))  # none before the first reset
+        values = unpack(self._made.step(actions), "step", _RETURNED)
+        whose = "step() of a ParallelEnv"
+        named = zip(values, _RETURNED[:4])
+        observations, *rest = (by_agent(value, name, whose) for value, name in named)
+        for value, name in zip(rest, _RETURNED[1:]):
+            check_agents(value, acting, name, whose)
+            check_numbers(value, name, whose)
+        return (observations, *rest, self._info(values[4], whose))
 
-    def _info(self, infos: Any) -> Any:
-        return {"agents": list(self._made.agents), "infos": dict(infos)}
+    def _info(self, infos: Any, whose: str) -> Any:
+        return {"agents": list(self._made.agents), "infos": by_agent(infos, "infos", whose)}
 
 
 class AECByAgent(Agents):
@@ -137,16 +143,22 @@ class AECByAgent(Agents):
 
     def _state(self) -> Any:
         made = self._made
+        names = ("rewards", "terminations", "truncations", "infos", "_cumulative_rewards")
+        values = {name: by_agent(getattr(made, name), name, "an AECEnv") for name in names}
         selected = made.agent_selection if made.agents else None
+        for name, value in values.items():
+            if selected is not None and name != "rewards":  # `last` returns the cumulative ones
+                check_agents(value, [selected], name, "an AECEnv")
+            if name != "infos":
+                check_numbers(value, name, "an AECEnv")
         info = {
             "agents": list(made.agents),
             "selected": made.agent_selection,
-            "cumulative": dict(made._cumulative_rewards),  # noqa: SLF001 - PettingZoo's own wrappers read it, too
-            "infos": dict(made.infos),
+            "cumulative": values["_cumulative_rewards"],
+            "infos": values["infos"],
         }
         observation = None if selected is None else made.observe(selected)
-        rest = map(dict, (made.rewards, made.terminations, made.truncations))
-        return (observation, *rest, info)
+        return (observation, *(values[name] for name in names[:3]), info)
 
 
 class DictSpace:

@@ -7,6 +7,7 @@ import traceback
 from typing import Any
 
 from .packing import printable
+from .results import WrongResult
 
 MAX_TEXT = 20_000  # characters of a traceback
 
@@ -32,6 +33,8 @@ def is_not(made: Any, what: str, missing: str) -> str:
 def describe_exception(error: BaseException) -> list[str]:
     """Return the module, the name, the text and the traceback of an exception."""
     kind = type(error)
+    if isinstance(error, WrongResult):  # its traceback is of our code only
+        return ["builtins", "ValueError", printable(str(error)), ""]
     try:
         text = str(error)
     except BaseException as failure:  # noqa: BLE001 - its own __str__ raises anything

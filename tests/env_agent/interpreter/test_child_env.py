@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -26,7 +25,6 @@ from gymwire.env_agent.elsewhere import EnvironmentGone, why_gone
 from gymwire.env_agent.environments import Service
 from gymwire.env_agent.factory import resolve
 from gymwire.env_agent.interpreter import child, child_errors, child_factory
-from gymwire.env_agent.interpreter.child.agents import ParallelByAgent
 from gymwire.env_agent.interpreter.child_env import ChildEnv
 from gymwire.env_agent.interpreter.child_errors import RaisedInChild
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
@@ -805,12 +803,6 @@ def test_what_is_missing_is_named_with_what_to_do(python: str, tmp_path: Path) -
 def test_the_error_about_a_name_without_an_environment_says_what_to_do(name: str, why: str) -> None:
     with pytest.raises(ConfigurationError, match=why):
         ChildFactory("a", name, sys.executable, {}).make_first()
-
-
-def test_a_step_of_several_agents_with_too_few_values_says_how_many() -> None:
-    made = SimpleNamespace(possible_agents=[], metadata={}, step=lambda actions: ({}, {}))
-    with pytest.raises(ValueError, match=r"^step\(\) of a ParallelEnv must return 5 .*, not 2\.$"):
-        ParallelByAgent(made, dict).step({})
 
 
 OLD_GYM = """

@@ -1,0 +1,133 @@
+"""Wrong results of environments with several agents: the text names value, agent and method."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gymwire.env_agent import failure_reports
+from gymwire.env_agent.interpreter import child_errors
+from gymwire.env_agent.interpreter.child.agents import AECByAgent, ParallelByAgent
+from gymwire.env_agent.interpreter.child.failures import describe_exception
+from gymwire.env_agent.interpreter.child.results import WrongResult
+
+ZERO, NO = {"a": 0.0, "b": 0.0}, {"a": False, "b": False}
+NONE: dict[str, Any] = {"a": {}, "b": {}}
+RIGHT = [ZERO, ZERO, NO, NO, NONE]
+OF_AEC = ("_cumulative_rewards", "rewards", "terminations", "truncations", "infos")
+
+
+class Env:
+    """An environment that returns what it is told to, as a ParallelEnv or an AECEnv."""
+
+    metadata: Any = {}  # noqa: RUF012 - never changed
+    possible_agents = agents = ["a", "b"]  # noqa: RUF012 - never changed
+    agent_selection = "b"
+    observation_space = action_space = lambda self, agent: agent
+
+    def __init__(self, returned: Any = None) -> None:
+        self.returned = returned
+        vars(self).update(zip(OF_AEC, (ZERO, *RIGHT[1:]), strict=True))
+
+    def reset(self, seed: Any = None, options: Any = None) -> Any:
+        return self.returned
+
+    def step(self, actions: Any) -> Any:
+        return self.returned
+
+    def observe(self, agent: str) -> Any:
+        return 0
+
+
+def but(index: int, value: Any) -> list[Any]:
+    """Return the right result of a step, except for one value."""
+    return [*RIGHT[:index], value, *RIGHT[index + 1 :]]
+
+
+STEP, RESET = "step() of a ParallelEnv", "reset() of a ParallelEnv"
+FIVE = f"{STEP} must return 5 values (observations, rewards, terminations, truncations, infos), not"
+TWO = f"{RESET} must return 2 values (observations, infos), not"
+WRONG_STEPS = [
+    (None, f"{FIVE} NoneType."),
+    (1, f"{FIVE} int."),
+    (RIGHT[:4], f"{FIVE} 4."),
+    (but(0, None), f"observations of {STEP} must be a dict by agent, not None."),
+    (but(1, 5), f"rewards of {STEP} must be a dict by agent, not 5."),
+    (but(4, [1]), f"infos of {STEP} must be a dict by agent, not [1]."),
+    (but(1, {"a": 1.0}), f"rewards of {STEP} lack agent 'b': {{'a': 1.0}}."),
+    (but(3, {"b": False}), f"truncations of {STEP} lack agent 'a': {{'b': False}}."),
+    (but(1, {"a": 1, "b": "x"}), f"rewards['b'] of {STEP} must be a number, not 'x'."),
+    (but(1, {"a": None, "b": 0}), f"rewards['a'] of {STEP} must be a number, not None."),
+    (but(2, {"a": 0, "b": "0"}), f"terminations['b'] of {STEP} must be True or False, not '0'."),
+    (but(3, {"a": [], "b": 0}), f"truncations['a'] of {STEP} must be True or False, not []."),
+    (
+        but(1, {"a": np.array("x"), "b": 0}),
+        f"rewards['a'] of {STEP} must be a number, not array('x', dtype='<U1').",
+    ),
+]
+
+
+@pytest.mark.parametrize(("returned", "text"), WRONG_STEPS)
+def test_a_wrong_step_of_a_parallel_env_is_named(returned: Any, text: str) -> None:
+    with pytest.raises(WrongResult) as caught:
+        ParallelByAgent(Env(returned), dict).step({})
+    assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    ("returned", "text"),
+    [
+        (None, f"{TWO} NoneType."),
+        (ZERO, f"{TWO} dict."),  # the observations only, as PettingZoo did before 1.23
+        ((5, NONE), f"observations of {RESET} must be a dict by agent, not 5."),
+        ((ZERO, None), f"infos of {RESET} must be a dict by agent, not None."),
+    ],
+)
+def test_a_wrong_reset_of_a_parallel_env_is_named(returned: Any, text: str) -> None:
+    with pytest.raises(WrongResult) as caught:
+        ParallelByAgent(Env(returned), dict).reset()
+    assert str(caught.value) == text
+
+
+@pytest.mark.parametrize("name", OF_AEC)
+@pytest.mark.parametrize("method", ["reset", "step"])
+def test_a_wrong_attribute_of_an_aec_env_is_named(name: str, method: str) -> None:
+    made = Env()
+    call = getattr(AECByAgent(made, dict), method)
+    args: list[Any] = [0] if method == "step" else []
+    call(*args)
+    wrong: list[tuple[Any, str]] = [(5, f"{name} of an AECEnv must be a dict by agent, not 5.")]
+    if name != "infos":
+        what = "a number" if "rewards" in name else "True or False"
+        wrong.append(({"a": 1, "b": "x"}, f"{name}['b'] of an AECEnv must be {what}, not 'x'."))
+    if name != "rewards":
+        wrong.append(({"a": 0}, f"{name} of an AECEnv lack agent 'b': {{'a': 0}}."))
+    for value, text in wrong:
+        setattr(made, name, value)
+        with pytest.raises(WrongResult) as caught:
+            call(*args)
+        assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [1, True, np.float32(1), np.array(1.0), np.ones(2), np.int8(1)],  # an array: objectives
+)
+def test_rewards_and_flags_of_numpy_are_right(reward: Any) -> None:
+    flags = defaultdict(bool, {"a": np.bool_(True), "b": 0})
+    returned = [ZERO, {"a": reward, "b": 0.0, "new": 1.0}, flags, NO, {}]
+    found = ParallelByAgent(Env(returned), dict).step({})
+    assert found[1]["a"] is reward
+    assert type(found[2]) is dict
+    assert found[4] == {"agents": ["a", "b"], "infos": {}}
+
+
+def test_the_report_of_a_wrong_result_has_no_traceback_of_our_code() -> None:
+    error = WrongResult("rewards must be a dict.")
+    for one in (error, child_errors.build(describe_exception(error))):
+        report = failure_reports.request_failed(one, None)
+        assert report.text == "rewards must be a dict."
+        assert report.details == {"type": "ValueError", "traceback": ""}
