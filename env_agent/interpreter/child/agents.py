@@ -8,7 +8,7 @@ import sys
 from collections import OrderedDict
 from typing import Any
 
-from .results import by_agent, check_agents, check_numbers, unpack
+from .results import by_agent, unpack
 from .signatures import parameters
 from .spaces import SPACES
 
@@ -110,15 +110,10 @@ class ParallelByAgent(Agents):
 
     def step(self, actions: Any) -> Any:
         """Let all agents act; return the five values by agent."""
-        acting = list(getattr(self._made, "agents", ()))  # none before the first reset
         values = unpack(self._made.step(actions), "step", _RETURNED)
         whose = "step() of a ParallelEnv"
-        named = zip(values, _RETURNED[:4])
-        observations, *rest = (by_agent(value, name, whose) for value, name in named)
-        for value, name in zip(rest, _RETURNED[1:]):
-            check_agents(value, acting, name, whose)
-            check_numbers(value, name, whose)
-        return (observations, *rest, self._info(values[4], whose))
+        first = [by_agent(value, name, whose) for value, name in zip(values, _RETURNED[:4])]
+        return (*first, self._info(values[4], whose))
 
     def _info(self, infos: Any, whose: str) -> Any:
         return {"agents": list(self._made.agents), "infos": by_agent(infos, "infos", whose)}
@@ -146,11 +141,6 @@ class AECByAgent(Agents):
         names = ("rewards", "terminations", "truncations", "infos", "_cumulative_rewards")
         values = {name: by_agent(getattr(made, name), name, "an AECEnv") for name in names}
         selected = made.agent_selection if made.agents else None
-        for name, value in values.items():
-            if selected is not None and name != "rewards":  # `last` returns the cumulative ones
-                check_agents(value, [selected], name, "an AECEnv")
-            if name != "infos":
-                check_numbers(value, name, "an AECEnv")
         info = {
             "agents": list(made.agents),
             "selected": made.agent_selection,
