@@ -6,7 +6,6 @@ import os
 import random
 import socket as hostsocket
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -25,6 +24,7 @@ from gymwire.broker.policy_file import PolicyFile
 from gymwire.broker.rate_limit import Admission
 from gymwire.protocol import stamps
 from gymwire.protocol.codec import FLAGS_AT, KIND_AT, MAX_MESSAGE, TIMED
+from gymwire.protocol.ending_signals import StopEvent
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import Kind
 from gymwire.protocol.security.keys import KeyPair, identity
@@ -133,7 +133,7 @@ class Server:
         # (when to close it, fd, connection) of flooding connections
         self._dropping_input: deque[tuple[float, int, int]] = deque()
 
-    def run(self, stop: threading.Event) -> None:
+    def run(self, stop: StopEvent) -> None:
         """Serve until `stop` is set. Then send BYE to the peers and close the sockets."""
         self._log.info("broker listening", urls=self.urls, host=self._host, pid=os.getpid())
         try:

@@ -77,9 +77,10 @@ def watch(on_signal: Callable[[int], None]) -> Callable[..., None]:
 
     main, restored = threading.get_ident(), set[int]()
     threading.Thread(target=read, name="signals", daemon=True).start()
+    # First the file descriptor: without it, a signal between the two would be lost.
+    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
     for number in ENDING:
         signal.signal(number, handle)
-    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
     return restore
 
 

@@ -8,14 +8,15 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gymwire.env_agent.signals import CUT_OFF, DRAIN, DRAINING, ENDING, STOPPED
 from gymwire.protocol import logs
+from gymwire.protocol.ending_signals import StopEvent
 
+TICK_S = 0.1  # how often the supervisor looks at its workers
 FIRST_PAUSE_S = 0.5  # before a crashed worker is restarted; doubles while it keeps crashing
 MAX_PAUSE_S = 30.0
 MAX_DOUBLINGS = 10  # more than it takes to reach the longest pause
@@ -49,7 +50,7 @@ class Supervisor:
         self._arguments = list(arguments)
         self._count = count
         self._grace_s = grace_s
-        self._stop = threading.Event()
+        self._stop = StopEvent()
         self._is_draining = False
         self._signals: list[int] = []
         self._log = logs.logger()
@@ -72,7 +73,7 @@ class Supervisor:
             os.close(readable)
         status = 0
         try:
-            while not self._stop.wait(0.1):
+            while not self._stop.wait(TICK_S):
                 for worker in workers:
                     if not self._supervise(worker, time.monotonic()):
                         status = MISCONFIGURED
@@ -84,7 +85,10 @@ class Supervisor:
         return status or ended
 
     def stop(self, number: int) -> None:
-        """Let the workers drain, or end them after Ctrl-C, and stop when they have ended."""
+        """Let the workers drain, or end them after Ctrl-C, and stop when they have ended.
+
+        A signal handler may call this.
+        """
         if number in DRAINING:
             self._is_draining = True
         else:

@@ -47,20 +47,20 @@ class FleetSupervisor:
         return not self._agents and (self._signals > 0 or self._clock() >= self._empty_until)
 
     def tick(self) -> None:
-        """Check all agents."""
+        """Check all agents. After a signal drain them; after the second one kill them."""
+        for agent in self._agents.values():
+            if self._signals > 1:
+                agent.stop()
+            elif self._signals:
+                agent.drain(self._clock())
         for name, agent in [*self._agents.items()]:
             agent.tick(self._clock())
             if agent.is_over:
                 del self._agents[name]
 
     def on_signal(self, number: int, frame: object = None) -> None:
-        """Drain all agents; at the second signal kill them."""
+        """Note a signal for the next `tick`: this interrupts code that starts or ends agents."""
         self._signals += 1
-        for agent in self._agents.values():
-            if self._signals > 1:
-                agent.stop()
-            else:
-                agent.drain(self._clock())
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Do what a request asks for, and return the reply."""

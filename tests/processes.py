@@ -70,7 +70,11 @@ class Program:
 
     def wait(self) -> int:
         """Wait for the end. Returns the exit status."""
-        status = self.process.wait(PATIENCE_S)
+        try:
+            status = self.process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            output = "".join(self.output)
+            raise AssertionError(f"{self.arguments} has not ended:\n{output}") from None
         self._reader.join(PATIENCE_S)
         return status
 

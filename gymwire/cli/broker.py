@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import signal
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from gymwire.broker.policy_file import PolicyFile
 from gymwire.broker.server import Server
 from gymwire.cli.connection import LogOptions, naming
 from gymwire.cli.output import Output
-from gymwire.protocol.ending_signals import ending_signals
+from gymwire.protocol.ending_signals import StopEvent, ending_signals
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.security import keys
 from gymwire.protocol.security.keys import KeyPair
@@ -37,7 +36,7 @@ def command(options: Options, output: Output) -> int:
     # A full collection stops the broker for 50 ms if it has 64,000 sessions. Its tables contain no
     # cycles, so rare ones suffice.
     gc.set_threshold(*gc.get_threshold()[:2], RARELY)
-    stop = threading.Event()
+    stop = StopEvent()
     for number in ending_signals():
         signal.signal(number, lambda *_: stop.set())
     make_server(options).run(stop)

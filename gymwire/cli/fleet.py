@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -24,7 +23,7 @@ from gymwire.fleet.manifests import manifests, manifests_text
 from gymwire.fleet.scaling import READY
 from gymwire.fleet.state import turn
 from gymwire.learner_agent.client.connection import BrokerConnection
-from gymwire.protocol.ending_signals import ending_signals
+from gymwire.protocol.ending_signals import StopEvent, ending_signals
 from gymwire.protocol.errors import (
     BrokerUnreachable,
     ConfigurationError,
@@ -222,7 +221,7 @@ def _missing(agents: Sequence[AgentStatus], count: int, output: Output) -> int:
 
 def _watch(control: FleetControl) -> None:
     """Start the fleet, and scale it until Ctrl-C, SIGTERM or SIGHUP; the fleet stays."""
-    stop = threading.Event()
+    stop = StopEvent()
     for number in ending_signals():
         signal.signal(number, lambda *_: stop.set())
     control.up()

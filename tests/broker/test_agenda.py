@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable
 
@@ -27,6 +26,7 @@ from gymwire.broker.server import Server
 from gymwire.protocol import codec
 from gymwire.protocol.capabilities import WATCH
 from gymwire.protocol.codec import PLAIN, Header
+from gymwire.protocol.ending_signals import StopEvent
 from gymwire.protocol.messages import (
     Act,
     Bye,
@@ -415,7 +415,7 @@ class Bench:
         return env, learner, header
 
     def close(self) -> None:
-        stop = threading.Event()
+        stop = StopEvent()
         stop.set()
         self.server.run(stop)
         for socket in self._sockets:

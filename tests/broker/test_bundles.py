@@ -14,6 +14,7 @@ from gymwire.broker.local_channels import MAX_BUNDLE
 from gymwire.broker.server import Server
 from gymwire.protocol import codec
 from gymwire.protocol.codec import PLAIN, Frame, Header
+from gymwire.protocol.ending_signals import StopEvent
 from gymwire.protocol.messages import (
     Act,
     Busy,
@@ -57,7 +58,7 @@ class Peers:
 
     def __init__(self, stack: contextlib.ExitStack) -> None:
         self.server = Server(["tcp://127.0.0.1:*"])
-        stop = threading.Event()
+        stop = StopEvent()
         thread = threading.Thread(target=self.server.run, args=(stop,))
         thread.start()
         stack.callback(thread.join)

@@ -10,6 +10,7 @@ import pytest
 from gymwire.broker import rate_limit, server
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.ending_signals import StopEvent
 from gymwire.protocol.messages import Busy, BusyReason, Ping
 from gymwire.protocol.transport.dealer import Dealer
 from tests.chaos.fleet import until
@@ -22,7 +23,7 @@ def test_a_flood_gets_busy_then_is_cut_off_and_may_reconnect(
     monkeypatch.setattr(rate_limit, "DEBT", 10.0)
     monkeypatch.setattr(server, "DROP_INPUT_S", 0.2)
     broker = server.Server(["tcp://127.0.0.1:*"])
-    stop = threading.Event()
+    stop = StopEvent()
     thread = threading.Thread(target=broker.run, args=(stop,))
     thread.start()
     dealer = Dealer(broker.urls[0])

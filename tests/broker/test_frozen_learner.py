@@ -15,6 +15,7 @@ from gymwire.broker import connections
 from gymwire.broker.connections import Connections
 from gymwire.broker.server import Server
 from gymwire.learner_agent.client.connection import BrokerConnection
+from gymwire.protocol.ending_signals import StopEvent
 from tests.chaos.fleet import until
 from tests.prefork import Forked
 from tests.processes import Programs
@@ -37,7 +38,7 @@ def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A broker that soon disconnects a silent learner and ends its session."""
     monkeypatch.setattr(connections, "LEARNER_SILENCE_S", 3.0)
     server = Server(["tcp://127.0.0.1:*"], lease_s=0.5)
-    stop = threading.Event()
+    stop = StopEvent()
     thread = threading.Thread(target=server.run, args=(stop,))
     thread.start()
     yield server.urls[0]

@@ -24,6 +24,7 @@ from gymwire.broker.turns import Turns
 from gymwire.cli import broker as command
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.control_limits import MAX_PARTS
+from gymwire.protocol.ending_signals import StopEvent
 from gymwire.protocol.messages import (
     Act,
     Busy,
@@ -252,7 +253,7 @@ class Peers:
         self.server = server
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._sockets: list[zmq.Socket[bytes]] = []
-        self._stop = threading.Event()
+        self._stop = StopEvent()
         self._thread = threading.Thread(target=server.run, args=(self._stop,))
         self._thread.start()
 
@@ -346,7 +347,7 @@ def test_the_broker_collects_all_garbage_rarely(monkeypatch: pytest.MonkeyPatch)
     seen = []
 
     class FakeServer:
-        def run(self, _stop: threading.Event) -> None:
+        def run(self, _stop: StopEvent) -> None:
             seen.append(gc.get_threshold())
 
     monkeypatch.setattr(command, "make_server", lambda _: FakeServer())

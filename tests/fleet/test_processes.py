@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import signal
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gymwire.env_agent.workers import FIRST_PAUSE_S, MAX_PAUSE_S, meaning, pause_after
 from gymwire.fleet.engine import RESTARTING, RUNNING
 from gymwire.fleet.processes import AgentProcess, ProcessSpec, last_line
+from gymwire.fleet.supervisor import FleetSupervisor
 from tests.chaos.fleet import until
 from tests.fleet.fleets import PATIENCE_S
 
@@ -53,3 +56,28 @@ def test_every_exit_status_has_a_meaning(status: int, text: str) -> None:
 
 def test_the_last_line_of_a_log_is_not_indented() -> None:
     assert last_line(io.BytesIO(b"gymwire serve: failed\n\n    ValueError: b\n")) == "ValueError: b"
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_signal_may_come_while_an_agent_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, signals: int
+) -> None:
+    supervisor = FleetSupervisor()
+    popen = subprocess.Popen
+
+    def start(command: object, **options: Any) -> subprocess.Popen[bytes]:
+        process: subprocess.Popen[bytes] = popen(["sleep", "1000"], **options)
+        for _ in range(signals):
+            supervisor.on_signal(signal.SIGTERM)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    spec = {"name": "lab/0", "arguments": ("serve",), "variables": {}, "folder": str(tmp_path)}
+    agent = {**spec, "log": str(tmp_path / "log"), "grace_s": 1.0}
+    supervisor.answer({"do": "start", "agents": [agent]})
+
+    def is_over() -> bool:
+        supervisor.tick()
+        return supervisor.is_over
+
+    until(is_over, "the agent has ended", PATIENCE_S)

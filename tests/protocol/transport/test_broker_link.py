@@ -12,6 +12,7 @@ import pytest
 
 from gymwire.broker.server import Server
 from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.ending_signals import StopEvent
 from gymwire.protocol.errors import EnvironmentClosed
 from gymwire.protocol.messages import Find, Found, Hello, Message, Ping, Pong, Role, Welcome
 from gymwire.protocol.transport.broker_link import BrokerLink
@@ -31,7 +32,7 @@ RECONNECTED = LinkEvent(True, -1)
 @pytest.fixture
 def broker() -> Iterator[Server]:
     made = Server(["tcp://127.0.0.1:*"])
-    stop = threading.Event()
+    stop = StopEvent()
     thread = threading.Thread(target=made.run, args=(stop,))
     thread.start()
     yield made

@@ -94,10 +94,11 @@ kernel._attach_filter = lambda fd, program: False
 BROKER: Final = """
 import sys, threading
 from gymwire.broker.server import Server
+from gymwire.protocol.ending_signals import StopEvent
 server = Server(["tcp://127.0.0.1:*"])
 print(server.urls[0].rpartition(":")[2], flush=True)
 sys.stdin.readline()
-stop = threading.Event()
+stop = StopEvent()
 thread = threading.Thread(target=server.run, args=(stop,))
 thread.start()
 sys.stdin.readline()
