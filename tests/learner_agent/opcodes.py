@@ -8,7 +8,7 @@ import gc
 import inspect
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -85,11 +85,18 @@ class Interruption:
 
     def run(self, call: Callable[[], Any]) -> bool:
         """Call; return whether the exception came out of the call."""
+
+        def in_a_generator() -> Iterator[None]:
+            call()
+            yield
+
         gc.disable()
         sys._getframe().f_trace_opcodes = True  # before settrace, or Python 3.12 ignores it later
         sys.settrace(self._trace)
         try:
-            call()
+            # An exception at the end of an `except` clause, where no signal handler can raise one,
+            # leaves that of the clause the handled one of the thread; here, of the generator.
+            next(in_a_generator())
         except self._error:
             return True
         finally:
