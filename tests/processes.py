@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tests.prefork import ROOT as ROOT
@@ -54,19 +54,30 @@ class Program:
 
     def wait_for(self, event: str) -> dict[str, Any]:
         """Return the first log line of this event."""
-        with self._news:
-            self._news.wait_for(lambda: self._find(event) or self._ended, PATIENCE_S)
-            found = self._find(event)
-        assert found is not None, f"{self.arguments}: no {event!r} in:\n{''.join(self.output)}"
-        return found
+        return self._wait_for(event, lambda rows: len(rows) > 0)[0]
 
-    def _find(self, event: str) -> dict[str, Any] | None:
+    def wait_until_all_offer(self, workers: int) -> None:
+        """Wait until so many processes offer their environments."""
+        self._wait_for("offering", lambda rows: len({row["pid"] for row in rows}) >= workers)
+
+    def _wait_for(
+        self, event: str, complete: Callable[[list[dict[str, Any]]], bool]
+    ) -> list[dict[str, Any]]:
+        """Return the log lines of this event once they are complete."""
+        with self._news:
+            self._news.wait_for(lambda: complete(self._rows(event)) or self._ended, PATIENCE_S)
+            rows = self._rows(event)
+        assert complete(rows), f"{self.arguments}: too few {event!r} in:\n{''.join(self.output)}"
+        return rows
+
+    def _rows(self, event: str) -> list[dict[str, Any]]:
+        rows = []
         for line in self.output:
             with contextlib.suppress(ValueError):
                 row = json.loads(line)
                 if row["event"] == event:
-                    return row  # type: ignore[no-any-return]
-        return None
+                    rows.append(row)
+        return rows
 
     def wait(self) -> int:
         """Wait for the end. Returns the exit status."""
@@ -116,13 +127,14 @@ class Programs:
         return program, str(program.wait_for("broker listening")["urls"][0])
 
     def env_agent(self, broker: str, *options: str) -> Program:
-        """Start an env agent, without direct connections. Returns it once it offers."""
+        """Start an env agent, without direct connections. Returns it once all workers offer."""
         options = ("--direct", "never", *options)
         program = self.start(
             *("gymwire", "serve", "--broker", broker, "--log-format", "json", "--grace", "0"),
             *("--wait", f"{PATIENCE_S:g}", *options),
         )
-        program.wait_for("offering")
+        workers = options.index("--workers") + 1 if "--workers" in options else None
+        program.wait_until_all_offer(1 if workers is None else int(options[workers]))
         return program
 
     def stop(self) -> None:

@@ -57,9 +57,7 @@ def wait_for_rows(program: Program, event: str, count: int) -> list[dict[str, An
 
 def pool(programs: Programs, url: str, workers: int, *options: str) -> Program:
     """Start an env agent and wait until all its workers offer."""
-    program = programs.env_agent(url, *POOL, "--workers", str(workers), *options)
-    wait_for_rows(program, "offering", workers)
-    return program
+    return programs.env_agent(url, *POOL, "--workers", str(workers), *options)
 
 
 @contextlib.contextmanager
