@@ -334,7 +334,7 @@ class _Reader:
                 path = _expanded(self._typed("fleet", fleet, key, str, ""))
                 paths[key] = self._path.parent / path
                 try:
-                    (keys.load if key == "key" else _load_public)(paths[key])
+                    (keys.load if key == "key" else keys.load_public)(paths[key])
                 except ConfigurationError as error:
                     raise self._error("fleet", key, str(error).rstrip(".")) from None
         if len(paths) == 1:
@@ -458,7 +458,3 @@ def _expanded(path: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         return Path(path)
-
-
-def _load_public(path: Path) -> object:
-    return keys.load_public(str(path))

@@ -69,7 +69,7 @@ def credentials(
     if key is None or broker_key is None:
         return Credentials()
     own = key if isinstance(key, KeyPair) else load(Path(key))
-    return Credentials(own, load_public(os.fspath(broker_key)))
+    return Credentials(own, load_public(broker_key))
 
 
 @lru_cache(maxsize=4096)
@@ -125,7 +125,7 @@ def generate(name: str, folder: Path) -> tuple[Path, Path]:
 def _has_public_key(path: Path, pair: KeyPair) -> bool:
     """Return whether another call has completed this pair meanwhile, by writing its public file."""
     try:
-        return load_public(str(path)) == pair.public
+        return load_public(path) == pair.public
     except ConfigurationError:
         return False
 
@@ -230,9 +230,12 @@ def load(path: Path) -> KeyPair:
     return KeyPair(public, secret)
 
 
-def load_public(value: str) -> bytes:
-    """Return a public key, given as z85 text or as a file. Raises ConfigurationError."""
-    if is_public_key(value):
+def load_public(value: str | os.PathLike[str]) -> bytes:
+    """Return a public key, given as z85 text or as a file. Raises ConfigurationError.
+
+    A text may be both a key and the path of a file: then the file counts.
+    """
+    if isinstance(value, str) and is_public_key(value) and not _may_be_file(Path(value)):
         return value.encode("ascii")
     fields = _read(Path(value))
     if "public" not in fields:
@@ -245,6 +248,13 @@ def load_public(value: str) -> bytes:
             f"that `gymwire keygen` wrote beside it."
         )
     return fields["public"]
+
+
+def _may_be_file(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # `_read` reports it
+        return True
 
 
 def _read(path: Path) -> dict[str, bytes]:

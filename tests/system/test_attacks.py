@@ -593,7 +593,7 @@ def test_a_malicious_broker_does_not_crash_the_learner(site: Site) -> None:
             "from gymwire.learner_agent.client.connection import BrokerConnection\n"
             "from gymwire.protocol.errors import GymwireError\n"
             "url, key, broker_key = sys.argv[1:4]\n"
-            "try: BrokerConnection(url, timeout_s=2.0, key=key, broker_key=broker_key)\n"
+            "try: BrokerConnection(url, timeout_s=30.0, key=key, broker_key=broker_key)\n"
             "except GymwireError as error: print(type(error).__name__)\n"
         )
         learner = subprocess.Popen(

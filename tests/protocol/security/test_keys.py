@@ -26,7 +26,21 @@ def test_a_pair_is_read_as_it_was_written(tmp_path: Path) -> None:
     secret, public = generate("a", tmp_path)
     pair = load(secret)
     assert len(pair.public) == len(pair.secret) == 40
-    assert load_public(str(public)) == load_public(pair.public.decode()) == pair.public
+    assert load_public(public) == load_public(str(public)) == pair.public
+    assert load_public(pair.public.decode()) == pair.public
+
+
+def test_a_path_of_40_characters_is_not_taken_for_a_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    secret, public = generate("a" * 36, Path())
+    assert keys.is_public_key(str(public))
+    assert load_public(str(public)) == load_public(public) == load(secret).public
+    public.unlink()
+    with pytest.raises(ConfigurationError, match=f"There is no key file at {public}"):
+        load_public(public)
+    assert load_public(str(public)) == str(public).encode()
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o660])
