@@ -248,7 +248,7 @@ def test_an_env_agent_killed_during_a_step_is_lost(
         broker_url,
         *("--address", "mortal", "--env", "tests.odd_envs:Mortal", "--threads", threads),
     )
-    with ProxyEnv("mortal", broker_url, step_timeout_s=3.5) as env:
+    with ProxyEnv("mortal", broker_url, step_timeout_s=PATIENCE_S) as env:
         env.reset()
         with pytest.raises(EnvironmentLost, match=r"'mortal' \(host .*\) is lost at request 2"):
             env.step(1)
@@ -275,7 +275,7 @@ def test_an_env_agent_restarted_during_a_step_has_lost_the_session(
 
     watch = threading.Thread(target=restart)
     watch.start()
-    with ProxyEnv("reborn", broker_url, step_timeout_s=3.5) as env:
+    with ProxyEnv("reborn", broker_url, step_timeout_s=PATIENCE_S) as env:
         env.reset()
         with pytest.raises(EnvironmentLost, match=r"Call reset\(\)"):
             env.step(1)
