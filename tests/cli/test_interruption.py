@@ -64,7 +64,7 @@ def in_a_callback_of_the_garbage_collector(number: int) -> None:
 def in_the_deallocation_of_a_frame(number: int) -> None:
     # No Python code runs between the signal and the deallocation, which looks for signals.
     class Signalling:
-        __del__ = functools.partial(_thread.interrupt_main, signal.Signals(number))
+        __del__ = staticmethod(functools.partial(_thread.interrupt_main, signal.Signals(number)))
 
     items = [zmq.Frame(b"data"), Signalling()]
     del items
